@@ -1,0 +1,62 @@
+# Everything runs from .venv, which the first target creates and fills.
+# It needs Python >= 3.11 and pip; another Python: make run PYTHON=python3.13
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+
+.PHONY: help run test check lint format types bench docs audit lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# `exec`, so that Ctrl-C and SIGTERM reach the program itself.
+run: $(INSTALLED) ## Serve the example; flags: make run ARGS="--port 9000"
+	@exec $(BIN)/python example_app.py $(ARGS)
+
+test: $(INSTALLED) ## Run the tests; some of them: make test ARGS="-k cookie"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test ## Everything CI checks
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Format the code, and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+bench: $(INSTALLED) ## Measure; choose what: make bench ARGS="--help"
+	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(INSTALLED) ## Serve the documentation while you write it
+	@exec $(BIN)/mkdocs serve $(ARGS)
+
+audit: $(INSTALLED) ## Ask for known vulnerabilities of what is locked
+	@$(BIN)/pip-audit --requirement requirements/dev.txt --no-deps
+
+lock: ## Lock anew the newest versions that setup.py allows
+	@PYTHON=$(PYTHON) requirements/lock
+
+clean: ## Remove what the tools made; .venv and the example's database stay
+	@rm -rf build dist site htmlcov .coverage* *.egg-info \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# Debian ships Python without ensurepip: there pip reaches into the venv from outside.
+$(INSTALLED): requirements/dev.txt requirements/momoko.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'This needs Python >= 3.11; name one: make $@ PYTHON=python3.13' >&2; exit 1; }
+	@echo 'Installing into $(VENV): once, about half a minute.'
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || \
+		{ $(PYTHON) -m venv --without-pip $(VENV) && \
+		  $(PYTHON) -m pip -qq --python $(BIN)/python install pip; }
+	@$(PIP) install --requirement requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --requirement requirements/momoko.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@

