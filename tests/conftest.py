@@ -1,0 +1,214 @@
+"""
+What every test finds: a clean environment, one PostgreSQL for the run, and a migrated
+database of its own for the test that asks for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import os
+import secrets
+from collections.abc import Generator, Iterator
+from itertools import compress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from tornado.ioloop import IOLoop
+
+from tornado_compas_session.embedded import EmbeddedPostgres
+from tornado_compas_session.embedded import free_port as _free_port
+
+# Read before the tests' environment is cleared: another server than the embedded one.
+DATABASE_URL = os.environ.get("DATABASE_URL")
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+# -- the environment -------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the variables of who runs it; a counter in development is set up."""
+    for name in list(os.environ):
+        if name.startswith(("APP_", "PG")) or name in {
+            "NODE_ENV",
+            "COOKIE_URL",
+            "CORS_URL",
+            "DATABASE_URL",
+        }:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("APP_NAME", "counter")
+    monkeypatch.setenv("APP_ENV", "development")
+    monkeypatch.setenv("APP_KEYS", "a-key-for-the-tests-and-nothing-else")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    return _free_port()
+
+
+# -- the database ----------------------------------------------------------------------
+
+
+class Databases:
+    """Makes and drops databases on the server of the run."""
+
+    def __init__(self, server: str) -> None:
+        # The URL of the server's maintenance database.
+        self.server = server
+
+    def create(self, template: str = "template0") -> str:
+        name = f"compas_test_{secrets.token_hex(6)}"
+        # A copy of files is quicker than a copy through the WAL, which is the default.
+        self._run(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
+        )
+        return name
+
+    def drop(self, name: str) -> None:
+        self._run(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
+                sql.Identifier(name)
+            )
+        )
+
+    def dsn(self, name: str) -> str:
+        return urlsplit(self.server)._replace(path=f"/{name}").geturl()
+
+    def _run(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """The server of the run: DATABASE_URL's, else an embedded one that ends with it."""
+    if DATABASE_URL:
+        yield Databases(DATABASE_URL)
+        return
+    # Durability is not what these tests are about; those that crash the server on
+    # purpose make a cluster of their own.
+    settings = {"fsync": False, "full_page_writes": False, "max_connections": 200}
+    with EmbeddedPostgres(
+        tmp_path_factory.mktemp("postgres"), settings=settings
+    ) as server:
+        yield Databases(server.dsn())
+
+
+@pytest.fixture(scope="session")
+def template_database(databases: Databases) -> Iterator[str]:
+    """The name of the migrated database that the tests' own ones are copies of."""
+    name = databases.create()
+    dsn = databases.dsn(name)
+    if importlib.util.find_spec("tornado_compas_session.migrations"):
+        migrations = importlib.import_module("tornado_compas_session.migrations")
+        asyncio.run(migrations.migrate(dsn))
+    else:  # until migrations.py is there
+        with psycopg.connect(dsn) as connection:
+            for path in sorted(Path("schema/migrations").glob("*.sql")):
+                connection.execute(path.read_text())
+    yield name
+    databases.drop(name)
+
+
+@pytest.fixture
+def database(databases: Databases, template_database: str) -> Iterator[str]:
+    """The URL of a migrated, empty database that only this test uses."""
+    name = databases.create(template_database)
+    yield databases.dsn(name)
+    databases.drop(name)
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[str]:
+    """The URL of a database of this test's own that nobody has migrated."""
+    name = databases.create()
+    yield databases.dsn(name)
+    databases.drop(name)
+
+
+# -- the loop --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def io_loop() -> Iterator[IOLoop]:
+    """
+    The loop of this test, in place of pytest-tornado's, which sets it up by a way that
+    Tornado has deprecated. What a test leaves running ends with it.
+    """
+    loop = IOLoop(make_current=False)
+    asyncio_loop = loop.asyncio_loop
+    asyncio.set_event_loop(asyncio_loop)
+    yield loop
+    left = asyncio.all_tasks(asyncio_loop)
+    for task in left:
+        task.cancel()
+    asyncio_loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    asyncio_loop.run_until_complete(asyncio_loop.shutdown_asyncgens())
+    loop.close(all_fds=True)
+    asyncio.set_event_loop(None)
+
+
+# -- how tests run ---------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="run the long forms of the tests as well"
+    )
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form is asked for: more rounds, more examples."""
+    return bool(request.config.getoption("--long"))
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    for item in items:
+        if inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.add_marker("gen_test")
+    if not config.getoption("--long"):
+        # Left out and not skipped: nothing is wrong with this machine.
+        is_long = [item.get_closest_marker("long") is not None for item in items]
+        config.hook.pytest_deselected(items=list(compress(items, is_long)))
+        items[:] = [item for item, long in zip(items, is_long, strict=True) if not long]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[
+    None, pytest.TestReport, pytest.TestReport
+]:
+    report = yield
+    return _unskipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[
+    None, pytest.CollectReport, pytest.CollectReport
+]:
+    report = yield
+    return _unskipped(report)
+
+
+def _unskipped(report: Report) -> Report:
+    """In CI all that a test needs is there, so a skip would hide a fault."""
+    if IN_CI and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = "skipped, which CI forbids: " + str(
+            reason[2] if isinstance(reason, tuple) else reason
+        )
+    return report
