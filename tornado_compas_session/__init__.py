@@ -1,0 +1,58 @@
+"""
+Sessions for Tornado, kept in PostgreSQL: loaded before your handler, committed before
+your response.
+"""
+
+from __future__ import annotations
+
+from tornado_compas_session.app import get_app
+from tornado_compas_session.apperror import AppError, AppErrorMixin
+from tornado_compas_session.cors import CorsMixin
+from tornado_compas_session.exceptions import (
+    LockTimeout,
+    ResponseAlreadySent,
+    SchemaMissing,
+    SessionDataError,
+    SessionError,
+    SessionGone,
+    SessionNotLoaded,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+)
+from tornado_compas_session.handler import SessionMixin
+from tornado_compas_session.protocols import Pool, SessionStore
+from tornado_compas_session.session import Session
+from tornado_compas_session.settings import SessionOptions
+from tornado_compas_session.stores.memory import MemorySessionStore
+from tornado_compas_session.stores.postgres import PostgresSessionStore
+from tornado_compas_session.types import SessionInfo
+from tornado_compas_session.wiring import session_settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppError",
+    "AppErrorMixin",
+    "CorsMixin",
+    "LockTimeout",
+    "MemorySessionStore",
+    "Pool",
+    "PostgresSessionStore",
+    "ResponseAlreadySent",
+    "SchemaMissing",
+    "Session",
+    "SessionDataError",
+    "SessionError",
+    "SessionGone",
+    "SessionInfo",
+    "SessionMixin",
+    "SessionNotLoaded",
+    "SessionOptions",
+    "SessionStore",
+    "SettingsError",
+    "StoreError",
+    "StoreUnavailable",
+    "get_app",
+    "session_settings",
+]

@@ -1,0 +1,80 @@
+"""
+Cookies as text: reading one name exactly, writing one with its attributes.
+
+Tornado's `request.cookies` is not used: it takes the last of several cookies of a name,
+strips U+0085 and U+00A0 from names (so that a cookie can pose as a `__Host-` one), and
+joins several Cookie lines by commas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from tornado_compas_session.settings import SessionOptions
+
+#: So many cookies of one name are looked at; browsers send a handful at the most.
+MAX_CANDIDATES = 8
+
+
+def cookie_reader(name: str) -> Callable[[Iterable[str]], list[str]]:
+    """
+    A function that finds the values of exactly this cookie in Cookie header lines.
+
+    Only space and tab around a name are ignored (RFC 6265bis, section 5.6). At most
+    `MAX_CANDIDATES` values are returned, doubles once.
+    """
+    find = re.compile(
+        rf'(?:^|;)[ \t]*{re.escape(name)}=[ \t]*("?)([^;"]*)\1[ \t]*(?=;|$)'
+    ).finditer
+
+    def read(lines: Iterable[str]) -> list[str]:
+        values: list[str] = []
+        for line in lines:
+            # Most requests have no such cookie: this is one pass in C.
+            if name in line:
+                for match in find(line):
+                    value = match[2].rstrip(" \t")
+                    if value not in values:
+                        values.append(value)
+                        if len(values) == MAX_CANDIDATES:
+                            return values
+        return values
+
+    return read
+
+
+class CookieWriter:
+    """
+    Builds Set-Cookie headers of one cookie; all attributes come from the options.
+
+    A cookie is cleared with the attributes that it was set with, or browsers would keep
+    it (RFC 6265bis, section 5.7).
+    """
+
+    __slots__ = ("_attributes", "name")
+
+    def __init__(
+        self, options: SessionOptions, name: str | None = None, *, public: bool = False
+    ) -> None:
+        self.name = name or options.key
+        attributes = f"; Path={options.path}"
+        if options.domain:
+            attributes += f"; Domain={options.domain}"
+        if options.http_only and not public:
+            attributes += "; HttpOnly"
+        if options.secure:
+            attributes += "; Secure"
+        self._attributes = attributes + f"; SameSite={options.same_site}"
+
+    def set(self, value: str, max_age: int | None) -> str:
+        """The header's value; with `max_age` None the cookie ends with the browser."""
+        lifetime = "" if max_age is None else f"; Max-Age={max_age}"
+        return f"{self.name}={value}{lifetime}{self._attributes}"
+
+    def clear(self) -> str:
+        """The header's value that makes the browser forget the cookie."""
+        return (
+            f"{self.name}=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
+            + self._attributes
+        )

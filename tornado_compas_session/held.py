@@ -1,0 +1,151 @@
+"""
+`HeldConnection`: keeps what a handler writes until the commit is known.
+
+It stands in front of Tornado's connection with the three methods of
+`httputil.HTTPConnection`. Everything arrives in order, is kept in order, and leaves in
+order: released, or dropped for an error page. Tornado's server waits for the real
+connection's `finish`, so keep-alive and pipelining are untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from tornado.httputil import HTTPConnection, HTTPHeaders, ResponseStartLine
+
+
+class HeldConnection(HTTPConnection):
+    """
+    A connection that holds what is written to it, until `release` or `drop`.
+
+    `complete_headers` adds to the headers what is known only then. A body that does not
+    fit its Content-Length is let through to the real connection at once, where Tornado
+    raises its own error inside the handler; `broken` tells.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        complete_headers: Callable[[HTTPHeaders], None],
+        *,
+        headers_left: bool,
+    ) -> None:
+        #: The real one.
+        self.connection = connection
+        self._complete_headers = complete_headers
+        #: Whether the client has seen the headers, so that no error page can follow.
+        self.headers_left = headers_left
+        self._headers: HTTPHeaders | None = None
+        self._kept: list[tuple[Callable[[], Any], asyncio.Future[None] | None]] = []
+        self.holding = True
+        #: Why the response was dropped, if it was.
+        self.failed: Exception | None = None
+        #: Bytes that the Content-Length still promises; None if it promises nothing.
+        self._expected: int | None = None
+        #: The body does not fit its Content-Length; Tornado deals with it.
+        self.broken = False
+        #: Called once when it is decided what leaves.
+        self.on_decided: Callable[[], None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def write_headers(
+        self,
+        start_line: Any,
+        headers: HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Keeps the start line, the headers and the first part of the body."""
+        self._headers = headers
+        request = getattr(self.connection, "_request_start_line", None)
+        bodiless = request is not None and request.method == "HEAD"
+        if isinstance(start_line, ResponseStartLine) and start_line.code == 304:
+            bodiless = True
+        if "Content-Length" in headers and not bodiless:
+            self._expected = int(headers["Content-Length"])
+        self._count(chunk)
+        return self._keep(
+            lambda: self.connection.write_headers(start_line, headers, chunk)
+        )
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        """Keeps a part of the body."""
+        self._count(chunk)
+        return self._keep(lambda: self.connection.write(chunk))
+
+    def finish(self) -> None:
+        """Keeps the end of the response."""
+        if self._expected:
+            self._let_through()
+        if self.holding:
+            self._kept.append((self.connection.finish, None))
+        elif self.failed is None:
+            self.connection.finish()
+
+    def release(self) -> None:
+        """Sends what was kept, in order; from now on everything passes through."""
+        self.holding = False
+        if self._headers is not None:
+            self._complete_headers(self._headers)
+            self.headers_left = True
+        kept, self._kept = self._kept, []
+        try:
+            for call, told in kept:
+                sent = call()
+                if told is not None:
+                    _chain(sent, told)
+        finally:
+            self._decided()
+
+    def drop(self, error: Exception) -> None:
+        """Throws away what was kept; who waits for it, or writes more, hears why."""
+        self.holding = False
+        self.failed = error
+        kept, self._kept = self._kept, []
+        for _, told in kept:
+            if told is not None and not told.done():
+                told.set_exception(error)
+                told.exception()  # nobody need be waiting
+        self._decided()
+
+    def _decided(self) -> None:
+        if self.on_decided is not None:
+            self.on_decided()
+
+    def _keep(self, call: Callable[[], Any]) -> asyncio.Future[None]:
+        if self.holding:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._kept.append((call, told))
+            return told
+        if self.failed is not None:
+            raise self.failed
+        return call()  # type: ignore[no-any-return]
+
+    def _count(self, chunk: bytes | None) -> None:
+        if self._expected is not None and chunk:
+            self._expected -= len(chunk)
+            if self._expected < 0:
+                self._let_through()
+
+    def _let_through(self) -> None:
+        if self.holding:
+            self.broken = True
+            self.release()
+
+
+def _chain(sent: asyncio.Future[None], told: asyncio.Future[None]) -> None:
+    def tell(sent: asyncio.Future[None]) -> None:
+        if told.done():
+            return
+        if sent.cancelled():
+            told.cancel()
+        elif error := sent.exception():
+            told.set_exception(error)
+            told.exception()
+        else:
+            told.set_result(None)
+
+    sent.add_done_callback(tell)

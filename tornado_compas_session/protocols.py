@@ -1,0 +1,151 @@
+"""
+The two seams of the library, in words: where drivers plug in, and where stores do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from tornado_compas_session.queries import Statement
+    from tornado_compas_session.types import (
+        RetiredId,
+        Saved,
+        SessionChange,
+        SessionInfo,
+        SessionRecord,
+    )
+
+__all__ = ["Connection", "Locked", "Pool", "SessionStore", "UserSessions"]
+
+Row = tuple[Any, ...]
+
+
+class Connection(Protocol):
+    """One database connection inside a transaction."""
+
+    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+        """Runs one statement, its parameters by name; returns its rows."""
+
+    async def run_script(self, sql: str) -> None:
+        """Runs several statements without parameters."""
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """
+    What the store needs of a driver. Adapters translate and nothing else.
+
+    Values that cross are str, bytes, int, float, bool, None and lists of one of them;
+    JSON crosses as text and times as seconds, because drivers disagree about both.
+    No driver exception leaves an adapter: it raises `StoreUnavailable` (no connection,
+    connection lost, time limit, server shutting down or read-only), `SchemaMissing`
+    (no such table or column), or `StoreError`. A cancelled call gives its connection
+    back, clean. After an error in `fetch` the statement may or may not have happened.
+    """
+
+    #: True if the driver may send a statement a second time by itself when the reply
+    #: was lost, so that an INSERT can meet the row that it made.
+    repeats: bool
+
+    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+        """Runs one statement in its own transaction; committed when it returns."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """One connection and one transaction; rolled back if the block raises."""
+
+    async def expire(self) -> None:
+        """Drops the connections: the idle ones now, the others when given back."""
+
+    async def close(self) -> None:
+        """Closes the connections, those in use when they are given back."""
+
+
+class Locked(Protocol):
+    """A session whose row is locked until the block that obtained it ends."""
+
+    #: The session as it was when the lock was granted.
+    record: SessionRecord
+
+    async def save(self, change: SessionChange) -> Saved:
+        """Writes the change; committed when the block ends without an exception."""
+
+
+@runtime_checkable
+class SessionStore(Protocol):
+    """
+    Keeps sessions. `MemorySessionStore` and `PostgresSessionStore` are two.
+
+    - Absent, expired and revoked are one and the same: the session is not there.
+    - What is not there never comes back: only `create` makes a session, it never
+      overwrites one, and everything else writes to live sessions only.
+    - Writes of one session merge by key, so that parallel requests keep their writes.
+    - A write is durable when the call returns. An exception means that the store
+      failed; the write may have happened or not.
+    - Ids are hostile input: they are used only as values, and only a hash is kept.
+    """
+
+    async def load(self, session_id: str) -> SessionRecord | RetiredId | None:
+        """
+        The live session, or None. Reading is no use: it never extends the session.
+
+        For some seconds after `regenerate` the old id finds the session too (the
+        record then carries the new id); after that it is a `RetiredId`.
+        """
+
+    async def create(self, session_id: str, change: SessionChange) -> Saved:
+        """Makes a session; raises `SessionIdTaken`, changing nothing, if it exists."""
+
+    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
+        """Merges the change into the live session; None if it is not there."""
+
+    async def regenerate(
+        self, session_id: str, new_id: str, change: SessionChange, grace: float
+    ) -> Saved | None:
+        """
+        Gives the live session a new id, atomically with the change.
+
+        The old id finds it for `grace` more seconds. None if no live session has
+        `session_id` now; raises `SessionIdTaken` if `new_id` exists.
+        """
+
+    async def delete(self, session_id: str) -> bool:
+        """Ends the session; False if it was not there, which is fine."""
+
+    def lock(
+        self, session_id: str, timeout: float
+    ) -> AbstractAsyncContextManager[Locked | None]:
+        """
+        Locks the row for the length of the block; yields None if it is not there.
+
+        Raises `LockTimeout` when the lock does not come within `timeout` seconds.
+        """
+
+
+@runtime_checkable
+class UserSessions(Protocol):
+    """A second ability of a store: finding and ending the sessions of a user."""
+
+    async def sessions_of(
+        self, user_id: str | int, *, limit: int = 50, current: str | None = None
+    ) -> list[SessionInfo]:
+        """The live sessions of a user, last used first; listing is no use."""
+
+    async def revoke(self, handle: str) -> bool:
+        """Ends the session with this handle; False if there is none."""
+
+    async def revoke_user(
+        self, user_id: str | int, *, except_handle: str | None = None
+    ) -> int:
+        """Ends all sessions of a user but one; returns how many."""
+
+    async def revoke_all(self) -> int:
+        """Ends every session; returns how many."""
+
+    async def delete_expired(self, *, limit: int = 1000) -> int:
+        """Deletes up to `limit` expired rows; returns how many."""
+
+    async def stats(self) -> dict[str, Any]:
+        """Counts: live, expired, anonymous and so on."""

@@ -1,0 +1,72 @@
+"""
+The statements of `schema/queries.sql`, by name.
+
+In the file a statement begins with a line `-- name --`, and has `:name` parameters with
+a type (`:ids::bytea[]`). `-- define name --` begins a part that statements share, used
+as `@name@`. Drivers get a statement as they want it: with `$1` or with `%s`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+_HEADING = re.compile(r"^-- (define )?([a-z_]+) --$", re.M)
+_COMMENT = re.compile(r"--[^\n]*")
+_USE = re.compile(r"@([a-z_]+)@")
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+
+
+class Statement(NamedTuple):
+    """One statement in the two spellings that drivers know, with its parameters."""
+
+    name: str
+    #: With `$1`, `$2`: one number a parameter.
+    numbered: str
+    #: With `%s`; `order` says which value goes to which place.
+    formatted: str
+    parameters: tuple[str, ...]
+    order: tuple[int, ...]
+
+    def spread(self, values: tuple[object, ...]) -> list[object]:
+        """The values in the order of the `%s`, repeated where needed."""
+        return [values[index] for index in self.order]
+
+
+def compile_statement(name: str, sql: str) -> Statement:
+    """Makes a statement from SQL with `:name` parameters, numbered as they come."""
+    sql = " ".join(_COMMENT.sub("", sql).split()).rstrip(";")
+    order = [m[1] for m in _PARAMETER.finditer(sql)]
+    parameters = tuple(dict.fromkeys(order))
+    return Statement(
+        name,
+        _PARAMETER.sub(lambda m: f"${parameters.index(m[1]) + 1}", sql),
+        _PARAMETER.sub("%s", sql.replace("%", "%%")),
+        parameters,
+        tuple(parameters.index(parameter) for parameter in order),
+    )
+
+
+def schema_dir() -> Path:
+    """Where the SQL is: in the installed package, else beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "schema"
+    return inside if inside.is_dir() else package.parent / "schema"
+
+
+@cache
+def statements() -> dict[str, Statement]:
+    """All statements of `queries.sql`, by name."""
+    parts = _HEADING.split((schema_dir() / "queries.sql").read_text("utf-8"))
+    definitions: dict[str, str] = {}
+    found: dict[str, Statement] = {}
+    for define, name, sql in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        sql = _COMMENT.sub("", sql).strip()
+        sql = _USE.sub(lambda m: definitions[m[1]], sql)
+        if define:
+            definitions[name] = sql
+        else:
+            found[name] = compile_statement(name, sql)
+    return found
