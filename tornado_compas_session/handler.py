@@ -142,6 +142,7 @@ class SessionMixin(RequestHandler):
             agent = self.request.headers.get("User-Agent", "")[:256]
             session._client = agent, self.request.remote_ip
         self._session = session
+        self._session_changed()  # whoever asked before did not know yet
 
     def flush(self, include_footers: bool = False) -> Future[None]:
         """

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
@@ -100,6 +101,8 @@ class SessionManager:
         self._old_cookies = [CookieWriter(options, n) for n in options.previous_keys]
         self._log_key = next(iter(keys.versions.values())).encode()
         self._warned: set[str] = set()
+        self._refused = 0
+        self._refused_logged = -math.inf
 
     # ── the beginning of a request ───────────────────────────────────────────────
 
@@ -107,7 +110,8 @@ class SessionManager:
         """The one verified session id in the Cookie headers, if there is just one."""
         for name, read in self._readers:
             found: dict[str, Presented] = {}
-            for text in read(cookie_lines):
+            values = read(cookie_lines)
+            for text in values:
                 presented = self._verify(name, text)
                 if presented is not None:
                     found.setdefault(presented.id, presented)
@@ -122,7 +126,20 @@ class SessionManager:
                     "domains or paths?",
                 )
                 return None
+            if values:
+                self._log_refused()
         return None
+
+    def _log_refused(self) -> None:
+        """At most a line a second, however many a stranger sends."""
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._refused_logged >= 1:
+            self._refused_logged = now
+            logger.info(
+                "%d session cookies refused so far: signature, age or shape",
+                self._refused,
+            )
 
     def _verify(self, name: str, text: str) -> Presented | None:
         if self.options.signed:

@@ -262,6 +262,8 @@ class PostgresSessionStore:
         if bounds is None:
             return False
         rows = await self._fetch("revoke", low=bounds[0], high=bounds[1])
+        if rows:
+            logger.info("session %s revoked", handle[:12])
         return any(row[0] for row in rows)
 
     async def revoke_user(
