@@ -192,6 +192,14 @@ class SessionMixin(RequestHandler):
         if isinstance(error, SessionError):
             self._session_error = self._session_error or error
             status_code = _status(error, status_code)
+        if self._session is not None and status_code < 500:
+            try:
+                self._session_manager.plan(self._session)
+            except SessionError as unsaved:
+                # Found while the error page is built, it would leave no answer at all.
+                self.log_exception(type(unsaved), unsaved, unsaved.__traceback__)
+                kwargs["exc_info"] = (type(unsaved), unsaved, unsaved.__traceback__)
+                status_code = 500
         self._session_discard = self._session_discard or status_code >= 500
         held = self._session_held
         if held is not None and held.failed is not None:
