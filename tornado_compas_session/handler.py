@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -361,7 +362,12 @@ class SessionMixin(RequestHandler):
         except Exception as error:
             self._session_fail(error, held)
         else:
-            held.release()
+            try:
+                held.release()
+            except Exception:
+                # Tornado refused it, which the handler can no longer be told.
+                self.log_exception(*sys.exc_info())
+                held.close()
 
     async def _session_unlocked(self, locked: asyncio.Future[None]) -> None:
         await asyncio.wait({locked})
