@@ -18,7 +18,7 @@ from tornado_compas_session.signing import KeyRing
 MIN_TORNADO = (6, 5, 9)
 
 
-class _TrustedOrigins(tuple[str, ...]):
+class _TrustedOrigins(list[str]):
     """The listed origins; contains the local ones too where `Origins` allows them."""
 
     origins: Origins
