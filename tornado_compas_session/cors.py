@@ -1,0 +1,130 @@
+"""Cross-origin requests: the origins in CORS_URL are allowed, and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from tornado.httputil import HTTPHeaders
+from tornado.web import RequestHandler
+
+from tornado_compas_session.origins import Origins
+
+__all__ = ["CorsMixin"]
+
+logger = logging.getLogger("tornado_compas_session")
+
+_NOBODY = Origins()
+
+
+class CorsMixin(RequestHandler):
+    """
+    Lets scripts of the listed origins use the handler, with credentials.
+
+    The list is the application's setting `cors_origins`, which `session_settings()`
+    fills from CORS_URL; an origin that is not on it gets no `Access-Control` header.
+    A preflight is answered before anything else: no session, no query, no cookie. The
+    headers survive errors. A WebSocket accepts its own origin and those on the list.
+    """
+
+    #: Request headers that scripts may set, beside those that are always allowed.
+    cors_allow_headers: tuple[str, ...] = (
+        "content-type",
+        "x-request-id",
+        "x-requested-with",
+        "x-xsrftoken",
+    )
+    #: Response headers that scripts may read, beside those that are always exposed.
+    cors_expose_headers: tuple[str, ...] = ("retry-after", "x-request-id")
+    #: Seconds for which a browser may remember a preflight; Chromium stops at 7200.
+    cors_max_age = 7200
+
+    def cors_allow_methods(self) -> list[str]:
+        """The methods that this handler implements."""
+        unimplemented = RequestHandler._unimplemented_method
+        return [
+            method
+            for method in self.SUPPORTED_METHODS
+            if getattr(type(self), method.lower()) is not unimplemented
+        ]
+
+    def set_default_headers(self) -> None:
+        """Allows the one origin that asks, if it is listed."""
+        # Here and not in prepare(): Tornado calls this again before an error page.
+        super().set_default_headers()
+        origin = self.request.headers.get("Origin", "")
+        if self._cors_origins.allows(origin):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Credentials", "true")
+            exposed = ", ".join(self.cors_expose_headers)
+            self.set_header("Access-Control-Expose-Headers", exposed)
+
+    async def prepare(self) -> None:
+        """Answers a preflight and ends the request; anything else goes on."""
+        asked = self.request.headers
+        if (
+            self.request.method == "OPTIONS"
+            and "Origin" in asked
+            and "Access-Control-Request-Method" in asked
+        ):
+            self._answer_preflight()
+            return
+        result = super().prepare()
+        if result is not None:
+            await result
+
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        """Adds `Origin` to the handler's `Vary`, whatever it has set there."""
+        if not self._headers_written:
+            _add_vary(self._headers, "Origin")
+        return super().flush(include_footers)
+
+    def check_origin(self, origin: str) -> bool:
+        """For a WebSocket: its own origin and the listed ones are welcome."""
+        if self._cors_origins.allows(origin):
+            return True
+        return bool(super().check_origin(origin))  # type: ignore[misc]
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """For `cross_origin_protection` (Tornado >= 6.6): the same list."""
+        return self._cors_origins.allows(origin) or super().check_trusted_origin(origin)
+
+    @property
+    def _cors_origins(self) -> Origins:
+        origins: Origins = self.settings.get("cors_origins", _NOBODY)
+        return origins
+
+    def _answer_preflight(self) -> None:
+        self.set_status(204)
+        methods = self.cors_allow_methods()
+        names = [name.lower() for name in self.cors_allow_headers]
+        if refusal := self._refusal(methods, names):
+            for header in [h for h in self._headers if h.startswith("Access-Control-")]:
+                self.clear_header(header)
+            # The browser's console names the origin at best; a developer wants more.
+            level = logging.WARNING if self._cors_origins.development else logging.DEBUG
+            logger.log(level, "CORS preflight refused: %s", refusal)
+        else:
+            self.set_header("Access-Control-Allow-Methods", ", ".join(methods))
+            self.set_header("Access-Control-Allow-Headers", ", ".join(names))
+            self.set_header("Access-Control-Max-Age", str(self.cors_max_age))
+        self.finish()
+
+    def _refusal(self, methods: list[str], names: list[str]) -> str | None:
+        """Why this preflight is refused; None if it is not."""
+        asked = self.request.headers
+        origin, method = asked["Origin"], asked["Access-Control-Request-Method"]
+        if not self._cors_origins.allows(origin):
+            return f"origin {origin!r} is not in CORS_URL"
+        # The rest need no permission (Fetch, "CORS-safelisted method").
+        if method not in {*methods, "GET", "HEAD", "POST"}:
+            return f"method {method!r} is not among {methods}"
+        wanted = asked.get("Access-Control-Request-Headers", "").lower().split(",")
+        refused = {name.strip() for name in wanted} - {"", *names}
+        return f"headers {sorted(refused)} are not among {names}" if refused else None
+
+
+def _add_vary(headers: HTTPHeaders, name: str) -> None:
+    values = [v.strip() for line in headers.get_list("Vary") for v in line.split(",")]
+    if "*" not in values and name.lower() not in [value.lower() for value in values]:
+        headers["Vary"] = ", ".join([*filter(None, values), name])
