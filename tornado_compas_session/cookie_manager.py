@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from tornado_compas_session.exceptions import (
     ResponseAlreadySent,
@@ -131,14 +131,11 @@ class CookieSessionManager(SessionManager):
         """Drops what has changed since the last save."""
         session._begin(session._record)
 
-    @asynccontextmanager
-    async def lock(
+    def lock(
         self, session: Session, timeout: float | None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Cannot be: the browser holds the data."""
-        if True:
-            raise SessionError("lock() needs a store; give session_settings() one")
-        yield
+        raise SessionError("lock() needs a store; give session_settings() one")
 
     def handle(self, session: Session) -> str | None:
         """There is none: nothing can be revoked."""

@@ -466,7 +466,8 @@ class SessionManager:
                     change = session.change()
                     mark = session._replaced
                     saved = None
-                    if session._record is not None and not change.only_renews:
+                    live = session._record is not None
+                    if live and not change.only_renews:
                         self._check_size(session, change)
                         change = self._with_lifetime(session, change)
                         saved = await locked.save(change)
