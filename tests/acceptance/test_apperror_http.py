@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 from tornado.web import Application, HTTPError, RequestHandler
@@ -15,6 +16,7 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
 )
 
+ODD_INFO: dict[Any, Any] = {"at": {1}, "of": object, (1,): 2}
 ERRORS = {
     "validation": lambda: AppError.validation_error(
         "error.nameMissing", {"at": "name"}
@@ -33,7 +35,7 @@ ERRORS = {
     "http405": lambda: HTTPError(405),
     "http500": lambda: HTTPError(500, "hunter2"),
     "http503": lambda: HTTPError(503, "hunter2"),
-    "odd_info": lambda: AppError("error.x", 400, {"at": {1}, "of": object, (1,): 2}),
+    "odd_info": lambda: AppError("error.x", 400, ODD_INFO),
 }
 
 
