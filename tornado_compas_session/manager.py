@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 from tornado_compas_session.cookies import CookieWriter, cookie_reader
@@ -438,11 +438,16 @@ class SessionManager:
             if record is not None:
                 raise SessionGone
 
+    def lock(
+        self, session: Session, timeout: float | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Locks the session for the length of the block; see `Session.lock`."""
+        return self._lock(session, timeout)
+
     @asynccontextmanager
-    async def lock(
+    async def _lock(
         self, session: Session, timeout: float | None
     ) -> AsyncIterator[None]:
-        """Locks the session for the length of the block; see `Session.lock`."""
         if session._locked is not None:
             raise SessionError("lock() is open already; it cannot be nested")
         if session._record is None:
