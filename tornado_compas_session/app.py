@@ -62,8 +62,8 @@ def get_app(
     Handlers need not name the mixins; what a handler defines itself wins. `headers` go
     out with every response; None takes one of Tornado's away. `options` are those of
     `session_settings()` and Tornado's own settings; any other name is a `TypeError`.
-    Forged cross-origin requests get a 403 (from Tornado 6.6 on) unless
-    `cross_origin_protection=False`.
+    Requests that pages of other origins forge get a 403, unless
+    `cross_origin_protection=False` (before Tornado 6.6: or `cors=False`).
     """
     _refuse_unknown(options)
     tornado = {name: options.pop(name) for name in _TORNADO_SETTINGS & options.keys()}
@@ -209,6 +209,10 @@ class NotFoundHandler(AppErrorMixin, ErrorHandler):
     def initialize(self, status_code: int = 404) -> None:
         """Needs no arguments, unlike its base, whose `prepare` raises the error."""
         super().initialize(status_code)
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """There is nothing here to protect, so a 404 is a 404 for everybody."""
+        return True
 
     # For preflights: so that a script sees the 404 and no failed preflight.
     get = head = post = put = patch = delete = ErrorHandler.prepare

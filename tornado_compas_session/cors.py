@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import tornado
 from tornado.httputil import HTTPHeaders
-from tornado.web import RequestHandler
+from tornado.web import HTTPError, RequestHandler
 
 from tornado_compas_session.origins import Origins
 
@@ -69,6 +70,8 @@ class CorsMixin(RequestHandler):
         ):
             self._answer_preflight()
             return
+        if tornado.version_info < (6, 6):
+            self._refuse_forgery()
         result = super().prepare()
         if result is not None:
             await result
@@ -86,8 +89,30 @@ class CorsMixin(RequestHandler):
         return bool(super().check_origin(origin))  # type: ignore[misc]
 
     def check_trusted_origin(self, origin: str) -> bool:
-        """For `cross_origin_protection` (Tornado >= 6.6): the same list."""
-        return self._cors_origins.allows(origin) or super().check_trusted_origin(origin)
+        """For Tornado's `cross_origin_protection`: the same list."""
+        if self._cors_origins.allows(origin):
+            return True
+        inherited = getattr(super(), "check_trusted_origin", None)
+        return bool(inherited and inherited(origin))
+
+    def _refuse_forgery(self) -> None:
+        """Does for older Tornados what `cross_origin_protection` is from 6.6 on."""
+        if not self.settings.get("cross_origin_protection"):
+            return
+        if self.request.method in ("GET", "HEAD", "OPTIONS"):
+            return
+        origin = self.request.headers.get("Origin", "")
+        match self.request.headers.get("Sec-Fetch-Site"):
+            case "same-origin" | "none":
+                return
+            case None if not origin:  # not a browser
+                return
+            case None if (
+                origin.partition("://")[2].lower() == self.request.host.lower()
+            ):
+                return
+        if not (origin and self.check_trusted_origin(origin)):
+            raise HTTPError(403, "origin %r is not allowed", origin)
 
     @property
     def _cors_origins(self) -> Origins:
