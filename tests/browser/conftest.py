@@ -80,7 +80,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What the console shows: errors of scripts, and what a policy has refused."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def eventually(self, condition: Callable[[], T]) -> T:
         """Waits until the condition holds, and returns what it gave."""
