@@ -156,12 +156,19 @@ async def test_a_server_error_is_logged_with_its_traceback(
     assert isinstance(record.exc_info[1], AppError)
 
 
+@pytest.mark.usefixtures("settings")
 class TestDevelopment:
     """In development a 500 tells what happened."""
 
-    @pytest.fixture
-    def settings(self):
-        return {"serve_traceback": True}
+    @pytest.fixture(
+        params=[
+            {"serve_traceback": True},
+            {"session_production": False},
+            {"session_production": False, "serve_traceback": False},
+        ]
+    )
+    def settings(self, request):
+        return request.param
 
     async def test_a_bug_shows_its_traceback(self, http_client, base_url):
         """Type, message and traceback are in the info."""
@@ -188,3 +195,19 @@ class TestDevelopment:
         response = await get(http_client, f"{base_url}/validation")
 
         assert {"at": "name"} == json.loads(response.body)["info"]
+
+
+class TestProduction:
+    """In production nothing does, whatever Tornado's `debug` says."""
+
+    @pytest.fixture
+    def settings(self):
+        return {"session_production": True, "serve_traceback": True}
+
+    @pytest.mark.parametrize("name", ["bug", "server_error", "unavailable", "http500"])
+    async def test_no_detail(self, http_client, base_url, name):
+        """LG-3: key and status are all that there is."""
+        response = await get(http_client, f"{base_url}/{name}")
+
+        assert {} == json.loads(response.body)["info"]
+        assert b"hunter2" not in response.body

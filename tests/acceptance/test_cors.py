@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import pytest
@@ -11,6 +12,13 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import Application, ErrorHandler, HTTPError, RequestHandler
 from tornado.websocket import WebSocketHandler, websocket_connect
 
+from tornado_compas_session import (
+    AppError,
+    MemorySessionStore,
+    SessionMixin,
+    StoreUnavailable,
+    session_settings,
+)
 from tornado_compas_session.apperror import AppErrorMixin
 from tornado_compas_session.cors import CorsMixin
 from tornado_compas_session.origins import Origins
@@ -359,3 +367,91 @@ class TestWebSocket:
         response = caught.value.response
         assert response is not None
         assert (403, {"Origin", "Accept-Encoding"}) == (response.code, vary(response))
+
+
+class Visit(SessionMixin, CorsMixin, AppErrorMixin, RequestHandler):
+    def get(self):
+        self.write({"visits": self.session.get("visits", 0)})
+
+    def post(self):
+        self.session["visits"] = self.session.get("visits", 0) + 1
+
+    def put(self):
+        self.session["visits"] = 100
+        raise AppError.server_error()
+
+
+class FailingStore(MemorySessionStore):
+    asked = 0
+    failing = False
+    forgetful = False
+
+    async def load(self, session_id):
+        self.asked += 1
+        if self.failing:
+            raise StoreUnavailable
+        return await super().load(session_id)
+
+    async def save(self, session_id, change):
+        return None if self.forgetful else await super().save(session_id, change)
+
+
+class TestWithSessions:
+    """The mixins in the order that the documentation shows, without `get_app`."""
+
+    @pytest.fixture
+    def store(self):
+        return FailingStore()
+
+    @pytest.fixture
+    def app(self, store, monkeypatch):
+        monkeypatch.setenv("CORS_URL", f" {LISTED} , https://other.example.com")
+        return Application([("/visit", Visit)], **session_settings(store=store))
+
+    async def test_the_list_is_that_of_the_environment(self, fetch):
+        """CORS_URL, trimmed, is what is allowed; both Vary are there."""
+        ours = await fetch("/visit", origin=LISTED, method="POST", body="")
+        evil = await fetch("/visit", origin=EVIL)
+
+        assert LISTED == access_control(ours)["Allow-Origin"]
+        assert {"Origin", "Cookie"} == vary(ours)
+        assert {} == access_control(evil)
+
+    async def test_a_preflight_does_no_session_work(self, fetch, store):
+        """CO-4: no query, no cookie, though one came with it and the store fails."""
+        cookie = await session_cookie(fetch)
+        store.failing = True
+        asked = preflight("POST", "content-type")
+        asked["headers"] |= cookie
+        response = await fetch("/visit", origin=LISTED, **asked)
+
+        assert (204, 0) == (response.code, store.asked)
+        assert "Set-Cookie" not in response.headers
+        assert "GET, POST, PUT" == access_control(response)["Allow-Methods"]
+
+    @pytest.mark.parametrize(
+        ("trouble", "method", "status", "key"),
+        [
+            ("failing", "GET", 503, "error.session.unavailable"),
+            ("forgetful", "POST", 409, "error.session.gone"),
+            ("none", "PUT", 500, "error.server.internal"),
+        ],
+    )
+    async def test_errors_can_be_read(self, fetch, store, trouble, method, status, key):
+        """CO-5: also where the response was held back, and another leaves instead."""
+        cookie = await session_cookie(fetch)
+        setattr(store, trouble, True)
+        body = None if method == "GET" else ""
+        response = await fetch(
+            "/visit", origin=LISTED, method=method, headers=cookie, body=body
+        )
+
+        assert status == response.code
+        assert key == json.loads(response.body)["key"]
+        assert LISTED == access_control(response)["Allow-Origin"]
+        assert "Origin" in vary(response)
+
+
+async def session_cookie(fetch):
+    response = await fetch("/visit", origin=LISTED, method="POST", body="")
+    return {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
