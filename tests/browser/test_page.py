@@ -90,6 +90,17 @@ def test_the_counter_survives_a_restart_of_the_server(database, open_browser):
         browser.shows("", "say")
 
 
+def test_while_the_database_is_away(free_port, open_browser):
+    """The page says what is the matter and when to try again."""
+    dsn = f"postgresql://postgres@127.0.0.1:{free_port}/postgres"
+    with start_example("--database-url", dsn) as server:
+        browser = open_browser(server.url)
+        browser.click("Init")
+        browser.shows("The sessions cannot be reached. Try again in 2 seconds.", "say")
+
+        assert NONE == browser.text("value")
+
+
 def test_signing_in_and_out_with_the_keyboard(example, open_browser):
     """The id changes, the counter stays; after signing out nothing is left."""
     browser = open_browser(example.url)
