@@ -292,8 +292,10 @@ class SessionMixin(RequestHandler):
         if not final and plan.verb == "save":
             plan = NOTHING  # data alone is saved at the end; a cookie goes before it
         if plan:
-            self._session_hold(plan)
-            if not final:
+            held = self._session_hold(plan)
+            if final:
+                self._session_hold_body(held)
+            else:
                 self._session_start_commit()
         else:
             self._session_add_headers(self._headers)
@@ -307,9 +309,9 @@ class SessionMixin(RequestHandler):
             return  # in the second case, the commit under way looks again at its end
         plan = self._session_manager.plan(session)
         if plan:
-            self._session_hold(plan)
+            self._session_hold_body(self._session_hold(plan))
 
-    def _session_hold(self, plan: Plan) -> None:
+    def _session_hold(self, plan: Plan) -> HeldConnection:
         self._session_plan = plan
         connection: Any = self.request.connection
         if isinstance(connection, HeldConnection):
@@ -317,15 +319,16 @@ class SessionMixin(RequestHandler):
         self.request.connection = self._session_held = held = HeldConnection(
             connection, self._session_add_headers, headers_left=self._headers_written
         )
-        prepared: Any = self._prepared_future
-        if prepared is not None:
-            self._session_hold_body(held, prepared)
+        return held
 
-    def _session_hold_body(self, held: HeldConnection, prepared: Any) -> None:
+    def _session_hold_body(self, held: HeldConnection) -> None:
         """
-        A handler that streams its body has answered early: Tornado would now read on,
-        and call the handler, because the connection has not seen the end of the answer.
+        For a handler that streams its body and has answered before its end: Tornado
+        would read on, and call the handler, because it has not seen the answer's end.
         """
+        prepared: Any = self._prepared_future
+        if prepared is None:
+            return
         if not prepared.done():
             self._prepared_future = Future()  # type: ignore[assignment]
             held.on_decided = lambda: future_set_result_unless_cancelled(prepared, None)
