@@ -24,8 +24,9 @@ def cookie_reader(name: str) -> Callable[[Iterable[str]], list[str]]:
     Only space and tab around a name are ignored (RFC 6265bis, section 5.6). At most
     `MAX_CANDIDATES` values are returned, doubles once.
     """
+    # `*+` never gives back: with `*` a stranger's 800 spaces would cost two seconds.
     find = re.compile(
-        rf'(?:^|;)[ \t]*{re.escape(name)}=[ \t]*("?)([^;"]*)\1[ \t]*(?=;|$)'
+        rf'(?:^|;)[ \t]*+{re.escape(name)}=[ \t]*+("?)([^;"]*+)\1[ \t]*+(?=;|$)'
     ).finditer
 
     def read(lines: Iterable[str]) -> list[str]:

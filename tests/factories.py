@@ -1,0 +1,431 @@
+"""
+What tests build things with: plain functions with defaults, a browser's cookie jar, and
+stores that are slow, fail, or count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from tornado_compas_session import (
+    MemorySessionStore,
+    Session,
+    StoreUnavailable,
+    session_settings,
+)
+from tornado_compas_session.cookie_manager import CookieSessionManager
+from tornado_compas_session.manager import SessionManager
+from tornado_compas_session.settings import Environment, SessionOptions
+from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.types import SessionRecord
+
+KEY = "a-key-for-the-tests-and-nothing-else"
+NEWER_KEY = "another-key-for-tests-that-is-newer"
+OLDER_KEY = "some-key-for-tests-that-is-older-yet"
+#: The cookie's name in the environment that conftest.py sets up.
+NAME = "counter.sess"
+
+DEVELOPMENT = {"APP_NAME": "counter", "APP_ENV": "development", "APP_KEYS": KEY}
+PRODUCTION = {"APP_NAME": "counter", "APP_KEYS": KEY}
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_environment(**values: Any) -> Environment:
+    return Environment(
+        **{"app_name": "counter", "keys": (KEY,), "production": False, **values}
+    )
+
+
+def make_options(**options: Any) -> SessionOptions:
+    has_store = options.pop("has_store", True)
+    environment = options.pop("environment", None) or make_environment()
+    return SessionOptions.build(environment, has_store=has_store, **options)
+
+
+def make_manager(
+    store: Any = None, keys: tuple[str, ...] = (KEY,), **options: Any
+) -> SessionManager:
+    new_id = options.pop("new_id", None)
+    extra = {"new_id": new_id} if new_id else {}
+    return SessionManager(
+        make_options(**options),
+        KeyRing(keys),
+        MemorySessionStore() if store is None else store,
+        **extra,
+    )
+
+
+def make_cookie_manager(clock: Clock, **options: Any) -> CookieSessionManager:
+    return CookieSessionManager(
+        make_options(has_store=False, **options),
+        KeyRing([KEY], clock=clock),
+        clock=clock,
+    )
+
+
+def make_record(data: str = "{}", **values: Any) -> SessionRecord:
+    fields: dict[str, Any] = {
+        "id": "a" * 24,
+        "data": data,
+        "created": 1000.0,
+        "expires": 1000.0 + 6 * 86400,
+        "now": 1000.0,
+    }
+    return SessionRecord(**{**fields, **values})
+
+
+def make_session(data: str | None = None, **options: Any) -> Session:
+    """A new session, or a stored one with this JSON text."""
+    record = None if data is None else make_record(data)
+    return Session(make_manager(**options), record)
+
+
+# -- stores ----------------------------------------------------------------------------
+
+
+class CountingStore(MemorySessionStore):
+    """Notes the name of each call."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.calls: list[str] = []
+
+    async def load(self, session_id):
+        self.calls.append("load")
+        return await super().load(session_id)
+
+    async def create(self, session_id, change):
+        self.calls.append("create")
+        return await super().create(session_id, change)
+
+    async def save(self, session_id, change):
+        self.calls.append("renew" if change.only_renews else "save")
+        return await super().save(session_id, change)
+
+    async def regenerate(self, session_id, new_id, change, grace):
+        self.calls.append("regenerate")
+        return await super().regenerate(session_id, new_id, change, grace)
+
+    async def delete(self, session_id):
+        self.calls.append("delete")
+        return await super().delete(session_id)
+
+
+class TroubledStore(CountingStore):
+    """Waits before each write until `gate` is open; fails while `failing`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.writing = asyncio.Event()
+        self.failing: str = ""
+
+    async def _write(self, verb: str) -> None:
+        self.writing.set()
+        await self.gate.wait()
+        self._fail(verb)
+
+    def _fail(self, verb: str) -> None:
+        if verb in self.failing.split():
+            raise StoreUnavailable("no route to the host of the database")
+
+    async def load(self, session_id):
+        self._fail("load")
+        return await super().load(session_id)
+
+    async def create(self, session_id, change):
+        await self._write("create")
+        return await super().create(session_id, change)
+
+    async def save(self, session_id, change):
+        await self._write("save")
+        return await super().save(session_id, change)
+
+    async def regenerate(self, session_id, new_id, change, grace):
+        await self._write("regenerate")
+        return await super().regenerate(session_id, new_id, change, grace)
+
+    async def delete(self, session_id):
+        await self._write("delete")
+        return await super().delete(session_id)
+
+
+# -- a browser -------------------------------------------------------------------------
+
+
+class Jar:
+    """
+    The cookies of a browser, kept and sent by the rules of RFC 6265bis (sections 5.6 to
+    5.8) that matter here; what a browser would refuse is in `refused`.
+    """
+
+    def __init__(self, url: str, clock: Any = time.time) -> None:
+        parts = urlsplit(url)
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname or ""
+        self.clock = clock
+        #: By name, domain and path.
+        self.kept: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.refused: list[str] = []
+
+    def take(self, header: str) -> None:
+        """Section 5.7, the storage model."""
+        pair, *rest = header.split(";")
+        name, _, value = pair.partition("=")
+        name, value = name.strip(" \t"), value.strip(" \t")
+        attributes: dict[str, str] = {}
+        for attribute in rest:
+            key, _, content = attribute.partition("=")
+            attributes[key.strip().lower()] = content.strip()
+        domain = attributes.get("domain", "").lstrip(".").lower()
+        path = attributes.get("path", "")
+        path = path if path.startswith("/") else "/"
+        secure = "secure" in attributes
+        wrong = (
+            len(name) + len(value) > 4096
+            or any(len(content) > 1024 for content in attributes.values())
+            or (secure and not self.secure)
+            or (attributes.get("samesite", "").lower() == "none" and not secure)
+            or (domain and not _matches(self.host, domain))
+            or (name.lower().startswith("__secure-") and not secure)
+            or (
+                name.lower().startswith("__host-")
+                and not (secure and not domain and attributes.get("path") == "/")
+            )
+        )
+        if wrong:
+            self.refused.append(name)
+            return
+        expires: float | None = None
+        if "max-age" in attributes:
+            seconds = min(int(attributes["max-age"]), 400 * 86400)
+            expires = self.clock() + seconds if seconds > 0 else 0.0
+        elif "expires" in attributes:
+            expires = parsedate_to_datetime(attributes["expires"]).timestamp()
+        key = (name, domain or self.host, path)
+        self.kept[key] = {
+            "value": value,
+            "expires": expires,
+            "script": "httponly" not in attributes,
+            "attributes": attributes,
+        }
+        if expires is not None and expires <= self.clock():
+            del self.kept[key]
+
+    def _live(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        now = self.clock()
+        return {
+            key: cookie
+            for key, cookie in self.kept.items()
+            if cookie["expires"] is None or cookie["expires"] > now
+        }
+
+    def header(self, path: str = "/") -> str:
+        """The Cookie header of a request for this path."""
+        live = sorted(self._live().items(), key=lambda item: -len(item[0][2]))
+        return "; ".join(
+            f"{name}={cookie['value']}"
+            for (name, _, where), cookie in live
+            if path == where or path.startswith(where.rstrip("/") + "/")
+        )
+
+    def names(self) -> list[str]:
+        return sorted(name for name, _, _ in self._live())
+
+    def script(self) -> dict[str, str]:
+        """What `document.cookie` shows."""
+        return {k[0]: c["value"] for k, c in self._live().items() if c["script"]}
+
+    def get(self, name: str = NAME) -> str | None:
+        found = [c["value"] for k, c in self._live().items() if k[0] == name]
+        assert len(found) <= 1, f"{len(found)} cookies are called {name}"
+        return found[0] if found else None
+
+    def put(self, value: str, name: str = NAME) -> None:
+        self.take(f"{name}={value}; Path=/")
+
+    def restart(self) -> None:
+        """The browser is closed and opened again."""
+        self.kept = {k: c for k, c in self._live().items() if c["expires"] is not None}
+
+
+def _matches(host: str, domain: str) -> bool:
+    return host == domain or host.endswith("." + domain)
+
+
+class Browser:
+    """Asks an application, and keeps its cookies in a jar."""
+
+    def __init__(
+        self, url: str, *, seen_as: str | None = None, clock: Any = time.time
+    ) -> None:
+        self.url = url
+        # With `seen_as="https://…"` the application believes to be asked there
+        # (it must be served with `xheaders=True`), and so does the jar.
+        self.jar = Jar(seen_as or url, clock)
+        self.headers = {}
+        if seen_as:
+            parts = urlsplit(seen_as)
+            self.headers = {"Host": parts.netloc, "X-Scheme": parts.scheme}
+
+    async def ask(
+        self, path: str, method: str = "GET", *, headers: Any = None, **options: Any
+    ) -> HTTPResponse:
+        sent = HTTPHeaders(self.headers)
+        if cookies := self.jar.header(path.partition("?")[0]):
+            sent["Cookie"] = cookies
+        sent.update(headers or {})
+        if method in ("POST", "PUT", "PATCH"):
+            options.setdefault("body", "")
+        options.setdefault("follow_redirects", False)
+        response = await AsyncHTTPClient().fetch(
+            self.url + path,
+            method=method,
+            headers=sent,
+            raise_error=False,
+            request_timeout=30,
+            **options,
+        )
+        for header in response.headers.get_list("Set-Cookie"):
+            self.jar.take(header)
+        return response
+
+    async def get(self, path: str = "/", **options: Any) -> HTTPResponse:
+        return await self.ask(path, "GET", **options)
+
+    async def post(self, path: str = "/", **options: Any) -> HTTPResponse:
+        return await self.ask(path, "POST", **options)
+
+
+def set_cookies(response: HTTPResponse, name: str | None = NAME) -> list[str]:
+    """The Set-Cookie headers of this name; of every name with None."""
+    return [
+        header
+        for header in response.headers.get_list("Set-Cookie")
+        if name is None or header.startswith(name + "=")
+    ]
+
+
+# -- a server --------------------------------------------------------------------------
+
+
+def make_app(
+    routes: list[Any],
+    store: Any = None,
+    *,
+    environ: Any = None,
+    tornado: Any = None,
+    **options: Any,
+) -> Application:
+    """An application with sessions; `tornado` are settings of Tornado's own."""
+    settings = session_settings(store=store, environ=environ, **options)
+    return Application(
+        routes, **{**settings, "log_function": _quiet, **(tornado or {})}
+    )
+
+
+def _quiet(handler: object) -> None:
+    """No access log."""
+
+
+@contextlib.contextmanager
+def serve(app: Application, **options: Any) -> Iterator[str]:
+    """Serves the application in this process; gives its URL."""
+    [listening] = bind_sockets(0, "127.0.0.1")
+    server = HTTPServer(app, **options)
+    server.add_socket(listening)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.stop()
+
+
+class Raw:
+    """A connection on which bytes are sent as they are."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, url: str) -> Raw:
+        parts = urlsplit(url)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port))
+
+    async def __aenter__(self) -> Raw:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def ask(
+        self, *lines: bytes, method: bytes = b"GET", path: bytes = b"/"
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """One request with these header lines, and its answer."""
+        head = b"\r\n".join((method + b" " + path + b" HTTP/1.1", b"Host: x", *lines))
+        await self.send(head + b"\r\n\r\n")
+        return await self.answer(head=method == b"HEAD")
+
+    async def answer(self, *, head: bool = False) -> tuple[int, HTTPHeaders, bytes]:
+        """The next answer: status, headers, body."""
+        async with asyncio.timeout(30):
+            text = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            start, _, rest = text.partition("\r\n")
+            headers = HTTPHeaders.parse(rest)
+            status = int(start.split()[1])
+            body = b""
+            if not head and status not in (204, 304):
+                body = await self.reader.readexactly(
+                    int(headers.get("Content-Length", 0))
+                )
+            return status, headers, body
+
+    async def end(self) -> bytes:
+        """What comes until the server closes the connection."""
+        async with asyncio.timeout(30):
+            return await self.reader.read()
+
+
+def silent(reader: asyncio.StreamReader) -> bool:
+    """Whether nothing has arrived that was not read."""
+    return not reader._buffer  # type: ignore[attr-defined]
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port_of(url)), timeout=30)
