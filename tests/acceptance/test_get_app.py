@@ -17,7 +17,12 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
 from tornado.routing import HostMatches, URLSpec
-from tornado.web import RequestHandler, StaticFileHandler, stream_request_body
+from tornado.web import (
+    HTTPError,
+    RequestHandler,
+    StaticFileHandler,
+    stream_request_body,
+)
 from tornado.websocket import WebSocketHandler, websocket_connect
 
 from tornado_compas_session import (
@@ -109,6 +114,19 @@ class Particular(RequestHandler):
         Particular.logged += 1
 
 
+class Guarded(RequestHandler):
+    """Lets nobody in, and remembers who came."""
+
+    visits = 0
+
+    def prepare(self):
+        Guarded.visits += 1
+        raise HTTPError(401)
+
+    def post(self):
+        """Never reached."""
+
+
 class Mixed(CorsMixin, AppErrorMixin, RequestHandler):
     cors_allow_headers = ("x-special",)
 
@@ -144,6 +162,7 @@ ROUTES = [
     (HostMatches("nested.example"), [("/nested", Plain)]),
     ("/visit", Visit),
     ("/particular", Particular),
+    ("/guarded", Guarded),
     ("/mixed", Mixed),
     ("/socket", Socket),
     ("/closed-socket", ClosedSocket),
@@ -297,6 +316,17 @@ async def test_a_preflight_asks_no_store(fetch, store):
     assert (204, 0) == (response.code, store.asked)
     assert "Set-Cookie" not in response.headers
     assert "GET, POST" == response.headers["Access-Control-Allow-Methods"]
+
+
+async def test_a_preflight_does_not_reach_the_handler(fetch):
+    """CO-4: it carries no credentials, so what asks for them must not see it."""
+    Guarded.visits = 0
+    headers = {"Access-Control-Request-Method": "POST"}
+    preflight = await fetch("/guarded", "OPTIONS", headers=headers)
+    post = await fetch("/guarded", "POST")
+
+    assert (204, 401, 1) == (preflight.code, post.code, Guarded.visits)
+    assert_dressed(post)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
