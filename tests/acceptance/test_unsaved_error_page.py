@@ -16,7 +16,9 @@ class Refusing(SessionMixin, RequestHandler):
 
 @pytest.fixture
 def app():
-    return Application([("/", Refusing)], **session_settings(store=MemorySessionStore()))
+    return Application(
+        [("/", Refusing)], **session_settings(store=MemorySessionStore())
+    )
 
 
 async def test_data_that_cannot_be_kept_turns_a_4xx_into_a_500(
