@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from tests.ports import neighbouring_ports
 from tests.servers import ROOT, Server, start_example
 
 NOT_INITIALIZED = {
@@ -419,9 +420,9 @@ def test_the_page_can_be_used_by_everyone(visitor):
 
 def test_two_origins(database):
     """The page on one host, the API on another; only that page may use it."""
-    with start_example("--database-url", database, "--two-origins") as server:
-        port = urlsplit(server.url).port
-        assert port is not None
+    port = neighbouring_ports()
+    flags = ("--database-url", database, "--two-origins")
+    with start_example(*flags, port=port) as server:
         page, api = (
             f"http://app.counter.localhost:{port}",
             f"http://api.counter.localhost:{port + 1}",

@@ -12,10 +12,10 @@ import http.server
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
+from tests.ports import neighbouring_ports
 from tests.servers import start_example
 
 NONE = "–"
@@ -25,11 +25,9 @@ MAP_EVIL = f"--host-resolver-rules=MAP {EVIL} 127.0.0.1"
 
 
 class Hosts:
-    """The addresses of an example that runs with `--two-origins`."""
+    """The addresses of an example that runs with `--two-origins` on this port."""
 
-    def __init__(self, url: str) -> None:
-        port = urlsplit(url).port
-        assert port is not None
+    def __init__(self, port: int) -> None:
         self.page = f"http://app.counter.localhost:{port}"
         self.api = f"http://api.counter.localhost:{port + 1}"
         #: Of the same site, but not in CORS_URL. The example answers to any name.
@@ -38,8 +36,9 @@ class Hosts:
 
 @pytest.fixture
 def hosts(database):
-    with start_example("--database-url", database, "--two-origins") as server:
-        yield Hosts(server.url)
+    port = neighbouring_ports()
+    with start_example("--database-url", database, "--two-origins", port=port):
+        yield Hosts(port)
 
 
 @contextmanager
@@ -171,8 +170,9 @@ def test_what_a_restart_of_the_browser_leaves(
 ):
     """CK-7: a browser-session cookie ends with the browser; a six-day one does not."""
     flags = ("--database-url", database, "--two-origins", "--max-age", max_age)
-    with start_example(*flags) as server:
-        page = Hosts(server.url).page
+    port = neighbouring_ports()
+    with start_example(*flags, port=port):
+        page = Hosts(port).page
         browser = open_browser(page)
         browser.click("Init")
         browser.click("Increment")
