@@ -225,15 +225,15 @@ class Jar:
             expires = self.clock() + seconds if seconds > 0 else 0.0
         elif "expires" in attributes:
             expires = parsedate_to_datetime(attributes["expires"]).timestamp()
-        key = (name, domain or self.host, path)
-        self.kept[key] = {
+        place = (name, domain or self.host, path)
+        self.kept[place] = {
             "value": value,
             "expires": expires,
             "script": "httponly" not in attributes,
             "attributes": attributes,
         }
         if expires is not None and expires <= self.clock():
-            del self.kept[key]
+            del self.kept[place]
 
     def _live(self) -> dict[tuple[str, str, str], dict[str, Any]]:
         now = self.clock()

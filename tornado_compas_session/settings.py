@@ -25,11 +25,15 @@ BROWSER_SESSION_IDLE = 30 * 60
 #: Browsers keep no cookie longer (RFC 6265bis, section 5.5).
 MAX_MAX_AGE = 400 * 24 * 60 * 60
 MIN_KEY_LENGTH = 20
+#: "changemechangemechangeme" has seven, and no chance makes so few.
+MIN_KEY_VARIETY = 8
 
 # RFC 6265: a cookie name is a token.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Signed value, signature, name and all must stay below what browsers keep.
 _MAX_NAME = 128
+# Browsers ignore longer attributes (RFC 6265bis, section 5.6).
+_MAX_ATTRIBUTE = 1024
 _DOMAIN = re.compile(
     r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.I
 )
@@ -126,6 +130,13 @@ def _parse_keys(
             problems.append(
                 f"{where} is shorter than {MIN_KEY_LENGTH} characters; "
                 "make one with `tornado-compas-session keygen`"
+            )
+        elif not key.isprintable():
+            problems.append(f"{where} has characters that cannot be printed")
+        elif len(set(key)) < MIN_KEY_VARIETY:
+            problems.append(
+                f"{where} is easy to guess: it has fewer than {MIN_KEY_VARIETY} "
+                "different characters; make one with `tornado-compas-session keygen`"
             )
         elif key in keys[: place - 1]:
             problems.append(f"{where} repeats key {keys.index(key) + 1}")
@@ -340,7 +351,7 @@ class _Check:
             default = env.cookie_url if env.production else None
             # A name with the prefix says that there is no domain (RFC 6265bis).
             prefixed = str(self.options.get("key", "")).lower().startswith("__host-")
-            return None if prefixed and "domain" not in self.options else default
+            return None if prefixed else default
         if not isinstance(value, str) or not _DOMAIN.fullmatch(value.lstrip(".")):
             self.problems.append(f"domain {value!r} is no domain, like example.com")
             return None
@@ -356,6 +367,8 @@ class _Check:
                 "control character"
             )
             return "/"
+        if len(value) > _MAX_ATTRIBUTE:
+            self.problems.append(f"path is longer than {_MAX_ATTRIBUTE} characters")
         return value
 
     def same_site(self) -> str:

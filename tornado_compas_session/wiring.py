@@ -53,13 +53,26 @@ def session_settings(
             f"Tornado {tornado.version} has known holes that touch cookies; "
             "upgrade with: pip install 'tornado>=6.5.9'"
         )
-    environment = Environment.from_env(environ)
+    problems: list[str] = []
+    try:
+        environment = Environment.from_env(environ)
+    except SettingsError as error:
+        problems += error.problems
+        # The options are checked all the same, so that one start shows every fault.
+        environment = Environment("app", (), production=True)
     if store is not None and not isinstance(store, SessionStore):
-        raise SettingsError(
+        problems.append(
             f"store: a {type(store).__name__} is no session store; pass a "
             "PostgresSessionStore or a MemorySessionStore"
         )
-    resolved = SessionOptions.build(environment, has_store=store is not None, **options)
+    try:
+        resolved = SessionOptions.build(
+            environment, has_store=store is not None, **options
+        )
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(problems)
     keys = KeyRing(environment.keys)
     origins = Origins(environment.cors_origins, not environment.production)
     settings: dict[str, Any] = {

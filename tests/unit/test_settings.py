@@ -1,0 +1,515 @@
+"""The environment and the options: every default, every value, every complaint."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from datetime import timedelta
+
+import pytest
+
+from tests.factories import (
+    KEY,
+    NEWER_KEY,
+    OLDER_KEY,
+    PRODUCTION,
+    make_environment,
+    make_options,
+)
+from tornado_compas_session import (
+    MemorySessionStore,
+    SessionError,
+    SessionOptions,
+    SettingsError,
+    session_settings,
+)
+from tornado_compas_session.settings import OPTION_NAMES, Environment
+
+DAY = 86400
+
+
+def problems_of(**options):
+    with pytest.raises(SettingsError) as caught:
+        make_options(**options)
+    return caught.value.problems
+
+
+# -- the options -----------------------------------------------------------------------
+
+
+def test_defaults():
+    """The defaults of CONTRACT section 4, in development."""
+    assert (
+        SessionOptions(
+            key="counter.sess",
+            max_age=6 * DAY,
+            renew=30.0,
+            overwrite=True,
+            secure=False,
+            domain=None,
+            path="/",
+            same_site="Lax",
+            http_only=True,
+            signed=True,
+            auto_commit=True,
+            keep_public_cookie=False,
+            absolute_max_age=None,
+            timeout=5.0,
+            max_data_size=65536,
+            regenerate_grace=5.0,
+            anonymous_max_age=None,
+            previous_keys=(),
+            record_client=False,
+            websocket_check=15.0,
+            max_sessions_per_user=None,
+        )
+        == make_options()
+    )
+
+
+def test_defaults_in_production():
+    """Secure, and the domain of COOKIE_URL."""
+    environment = make_environment(production=True, cookie_url="example.com")
+    options = make_options(environment=environment)
+
+    assert (True, "example.com") == (options.secure, options.domain)
+
+
+def test_the_domain_is_for_production():
+    """In development COOKIE_URL would keep the cookie from localhost."""
+    environment = make_environment(production=False, cookie_url="example.com")
+
+    assert make_options(environment=environment).domain is None
+
+
+def test_the_name_is_that_of_the_application():
+    """In lower case, and it tells nothing about what runs here (ID-8)."""
+    key = make_options(environment=make_environment(app_name="MyShop")).key
+
+    assert "myshop.sess" == key
+    for word in ("tornado", "compas", "py"):
+        assert word not in key
+
+
+def test_none_is_the_default():
+    """Every option can be given as None, as from a configuration without it."""
+    given = dict.fromkeys(OPTION_NAMES)
+
+    assert make_options() == make_options(**given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kept"),
+    [
+        ("key", "sid", "sid"),
+        ("key", "a!#$%&'*+-.^_`|~Z9", "a!#$%&'*+-.^_`|~Z9"),
+        ("key", "k" * 128, "k" * 128),
+        ("max_age", 1, 1),
+        ("max_age", 90.5, 90),
+        ("max_age", 400 * DAY, 34_560_000),
+        ("max_age", timedelta(days=400), 34_560_000),
+        ("max_age", timedelta(hours=2), 7200),
+        ("max_age", "session", -1800),
+        ("renew", True, 30.0),
+        ("renew", False, None),
+        ("renew", 0, 0.0),
+        ("renew", 5, 5.0),
+        ("renew", timedelta(minutes=1), 60.0),
+        ("overwrite", False, False),
+        ("secure", True, True),
+        ("domain", "example.com", "example.com"),
+        ("domain", ".Example.COM", "example.com"),
+        ("domain", "localhost", "localhost"),
+        ("path", "/app", "/app"),
+        ("path", "/" + "a" * 1023, "/" + "a" * 1023),
+        ("same_site", "lax", "Lax"),
+        ("same_site", "STRICT", "Strict"),
+        ("http_only", False, False),
+        ("signed", False, False),
+        ("auto_commit", False, False),
+        ("keep_public_cookie", True, True),
+        ("absolute_max_age", timedelta(days=1), DAY),
+        ("anonymous_max_age", 600, 600),
+        ("timeout", 0.5, 0.5),
+        ("timeout", timedelta(seconds=2), 2.0),
+        ("max_data_size", 1000, 1000),
+        ("regenerate_grace", 0, 0.0),
+        ("previous_keys", ["old", "older"], ("old", "older")),
+        ("previous_keys", "old", ("old",)),
+        ("record_client", True, True),
+        ("websocket_check", 1, 1.0),
+        ("max_sessions_per_user", 3, 3),
+    ],
+)
+def test_other_values(option, value, kept):
+    """Each option takes what CONTRACT section 4 allows (CK-5 at 400 days)."""
+    assert kept == getattr(make_options(**{option: value}), option)
+
+
+def test_same_site_none():
+    """It is for those who ask for it, with Secure (CK-3)."""
+    assert "None" == make_options(same_site="none", secure=True).same_site
+
+
+def test_a_browser_session():
+    """`"session"` lives 30 minutes in the store, with a cookie without a lifetime."""
+    options = make_options(max_age="session")
+
+    assert 1800 == options.idle
+    assert options.max_age < 0
+
+
+FLAGS = (
+    "overwrite",
+    "secure",
+    "http_only",
+    "signed",
+    "auto_commit",
+    "keep_public_cookie",
+    "record_client",
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        *(
+            (flag, value, f"{flag} is True or False")
+            for flag in FLAGS
+            for value in ("yes", 1)
+        ),
+        ("key", "", "no cookie name"),
+        ("key", "a b", "no cookie name"),
+        ("key", "a;b", "no cookie name"),
+        ("key", "a=b", "no cookie name"),
+        ("key", "a\r\nSet-Cookie: x", "no cookie name"),
+        ("key", "a\n", "no cookie name"),
+        ("key", "käse", "no cookie name"),
+        ("key", 7, "no cookie name"),
+        ("key", "k" * 129, "longer than 128"),
+        ("max_age", 0, "between 1 second and 400 days"),
+        ("max_age", -1, "between 1 second and 400 days"),
+        ("max_age", 34_560_001, "between 1 second and 400 days"),
+        ("max_age", timedelta(days=400, seconds=1), "between 1 second and 400 days"),
+        ("max_age", float("nan"), "between 1 second and 400 days"),
+        ("max_age", float("inf"), "between 1 second and 400 days"),
+        ("max_age", "6 days", "max_age is a number of seconds, a timedelta"),
+        ("max_age", True, "max_age is a number of seconds, a timedelta"),
+        ("max_age", [1], "max_age is a number of seconds, a timedelta"),
+        ("renew", -1, "renew is a number between"),
+        ("renew", "yes", "renew is a number between"),
+        ("domain", "", "no domain"),
+        ("domain", "https://example.com", "no domain"),
+        ("domain", "example.com; Secure", "no domain"),
+        ("domain", "example.com\r\n", "no domain"),
+        ("domain", "example.com:80", "no domain"),
+        ("domain", ["example.com"], "no domain"),
+        ("path", "", "must begin with /"),
+        ("path", "app", "must begin with /"),
+        ("path", "/a;b", "must begin with /"),
+        ("path", "/a b", "must begin with /"),
+        ("path", "/a\r\nX: y", "must begin with /"),
+        ("path", "/ä", "must begin with /"),
+        ("path", 1, "must begin with /"),
+        ("path", "/" + "a" * 1024, "path is longer than 1024"),
+        ("same_site", "", 'same_site is "lax"'),
+        ("same_site", "bogus", 'same_site is "lax"'),
+        ("same_site", "Lax; Secure", 'same_site is "lax"'),
+        ("same_site", False, 'same_site is "lax"'),
+        ("same_site", "none", 'same_site="none" needs secure=True'),
+        ("absolute_max_age", 0, "absolute_max_age must be between"),
+        ("absolute_max_age", "session", "absolute_max_age is a number of seconds"),
+        ("anonymous_max_age", "x", "anonymous_max_age is a number of seconds"),
+        ("timeout", 0, "timeout is a number between"),
+        ("timeout", "5", "timeout is a number between"),
+        ("timeout", True, "timeout is a number between"),
+        ("timeout", float("nan"), "timeout is a number between"),
+        ("max_data_size", 1, "max_data_size is a number between"),
+        ("regenerate_grace", -1, "regenerate_grace is a number between"),
+        ("previous_keys", ["a b"], "previous_keys 'a b' is no cookie name"),
+        ("websocket_check", 0, "websocket_check is a number between"),
+        ("max_sessions_per_user", 0, "max_sessions_per_user is a number between"),
+        ("max_agee", 5, "max_agee is no option of sessions; there are key, max_age"),
+    ],
+)
+def test_wrong_values(option, value, complaint):
+    """What a wrong value says at start-up: one problem with its name (CK-3, 5, 13)."""
+    [problem] = problems_of(**{option: value})
+
+    assert complaint in problem
+
+
+@pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__HOST-"])
+def test_the_host_prefix_is_checked(prefix):
+    """In any case of its letters, against all that it promises (CK-1)."""
+    key = prefix + "sid"
+    production = make_environment(production=True, cookie_url="example.com")
+    wrong = problems_of(key=key, secure=False, domain="example.com", path="/x")
+
+    assert 3 == len(wrong)
+    assert [f"a cookie named {key} needs path='/'"] == problems_of(
+        key=key, secure=True, path="/x"
+    )
+    assert [f"a cookie named {key} cannot have a domain"] == problems_of(
+        key=key, secure=True, domain="example.com"
+    )
+    # It says itself that there is no domain, so that of COOKIE_URL is not taken.
+    assert make_options(key=key, environment=production).domain is None
+    assert make_options(key=key, environment=production, domain=None).domain is None
+
+
+@pytest.mark.parametrize("prefix", ["__Secure-", "__secure-", "__SECURE-"])
+def test_the_secure_prefix_is_checked(prefix):
+    """It needs Secure, and takes any domain and path (CK-1)."""
+    key = prefix + "sid"
+
+    assert [f"a cookie named {key} needs secure=True"] == problems_of(key=key)
+    assert key == make_options(key=key, secure=True, domain="a.de", path="/x").key
+
+
+def test_without_a_store():
+    """What needs a store says so."""
+    assert ["keep_public_cookie needs a store"] == problems_of(
+        has_store=False, keep_public_cookie=True
+    )
+    [problem] = problems_of(has_store=False, signed=False)
+    assert "signed=False would let visitors write it" in problem
+
+
+def test_all_faults_at_once():
+    """One start shows them all, and how many there are."""
+    with pytest.raises(SettingsError) as caught:
+        make_options(key="a b", max_age=0, same_site="x", timeout="y", nonsense=1)
+
+    assert 5 == len(caught.value.problems)
+    assert str(caught.value).endswith(" (5 problems)")
+    assert isinstance(caught.value, SessionError)
+
+
+def test_faults_of_environment_store_and_options_together():
+    """They come in one message as well, wherever they were made."""
+    environ = {"APP_KEYS": "short", "COOKIE_URL": "::", "CORS_URL": "*"}
+    with pytest.raises(SettingsError) as caught:
+        session_settings(store={}, environ=environ, max_age=0, same_site="x")
+
+    text = str(caught.value)
+    for name in ("APP_NAME", "APP_KEYS", "COOKIE_URL", "CORS_URL"):
+        assert name in text
+    assert "store: a dict is no session store" in text
+    assert "max_age must be" in text
+    assert "same_site is" in text
+    assert 7 == len(caught.value.problems)
+
+
+def test_options_are_frozen():
+    """Settings are read once; nobody changes them later."""
+    with pytest.raises(AttributeError):
+        make_options().max_age = 5  # type: ignore[misc]
+
+
+# -- the environment -------------------------------------------------------------------
+
+
+def environment(**variables):
+    return Environment.from_env({**PRODUCTION, **variables})
+
+
+def faults(**variables):
+    values = {k: v for k, v in {**PRODUCTION, **variables}.items() if v is not None}
+    with pytest.raises(SettingsError) as caught:
+        Environment.from_env(values)
+    return caught.value.problems
+
+
+def test_keys_are_trimmed_and_in_order():
+    """A comma list, newest first, blanks around a key ignored."""
+    found = environment(APP_KEYS=f" {NEWER_KEY} ,\t{KEY}\n,{OLDER_KEY}")
+
+    assert (NEWER_KEY, KEY, OLDER_KEY) == found.keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        (None, "APP_KEYS is not set"),
+        ("", "APP_KEYS is not set"),
+        ("  ", "APP_KEYS is not set"),
+        (KEY + ",", "key 2 of 2 is empty"),
+        ("," + KEY, "key 1 of 2 is empty"),
+        (f"{KEY}, ,{NEWER_KEY}", "key 2 of 3 is empty"),
+        ("secret", "key 1 of 1 is shorter than 20"),
+        (f"{KEY},nineteen-characters", "key 2 of 2 is shorter than 20"),
+        (f"{KEY},{NEWER_KEY}, {KEY} ", "key 3 of 3 repeats key 1"),
+        ("a" * 40, "key 1 of 1 is easy to guess"),
+        ("changeme" * 4, "key 1 of 1 is easy to guess"),
+        (f"{KEY},with-bytes-that-are-not-utf8-\udcff", "key 2 of 2 has characters"),
+        (f"{KEY},with-a-newline\nin-it-that-is-long", "key 2 of 2 has characters"),
+    ],
+)
+def test_wrong_keys_are_named_by_their_place(keys, complaint):
+    """Fault 3 of issue 3: no empty, short, repeated or guessable key (SG-4)."""
+    [problem] = faults(APP_KEYS=keys)
+
+    assert complaint in problem
+
+
+def test_a_key_of_twenty_characters_is_enough():
+    """The bound itself is allowed."""
+    assert ("twenty-characters-ok",) == environment(
+        APP_KEYS="twenty-characters-ok"
+    ).keys
+
+
+@pytest.mark.parametrize(
+    ("variables", "production"),
+    [
+        ({}, True),
+        ({"APP_ENV": "development"}, False),
+        ({"APP_ENV": " Development "}, False),
+        ({"APP_ENV": "production"}, True),
+        ({"APP_ENV": "staging"}, True),
+        ({"APP_ENV": "dev"}, True),
+        ({"NODE_ENV": "development"}, False),
+        ({"APP_ENV": "production", "NODE_ENV": "development"}, True),
+        ({"APP_ENV": "development", "NODE_ENV": "production"}, False),
+        ({"APP_ENV": "", "NODE_ENV": "development"}, False),
+        ({"APP_ENV": " "}, True),
+    ],
+)
+def test_production_unless_it_says_development(variables, production):
+    """APP_ENV, else NODE_ENV; unset is production (CK-17)."""
+    assert production is environment(**variables).production
+
+
+def test_development_does_without_keys(caplog):
+    """A key is derived from the name, with one warning that says what it is worth."""
+    found = Environment.from_env({"APP_NAME": "counter", "APP_ENV": "development"})
+
+    assert 1 == len(found.keys)
+    assert len(found.keys[0]) >= 20
+    [record] = caplog.records
+    assert logging.WARNING == record.levelno
+    assert "APP_KEYS is not set" in record.getMessage()
+
+
+def test_development_checks_the_keys_that_are_there():
+    """A short key is one there as well."""
+    [problem] = faults(APP_ENV="development", APP_KEYS="short")
+
+    assert "key 1 of 1 is shorter" in problem
+
+
+@pytest.mark.parametrize("name", [None, "", "   "])
+def test_the_name_is_required(name):
+    """It names the cookie."""
+    assert ["APP_NAME is not set; it names the session cookie"] == faults(APP_NAME=name)
+
+
+@pytest.mark.parametrize(
+    ("url", "domain"),
+    [
+        ("example.com", "example.com"),
+        (" Example.com ", "example.com"),
+        (".example.com", "example.com"),
+        ("https://example.com/", "example.com"),
+        ("https://api.example.com:8443/x", "api.example.com"),
+        ("localhost", "localhost"),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_cookie_url(url, domain):
+    """The cookie's domain: a bare host, or that of a URL."""
+    assert domain == environment(COOKIE_URL=url).cookie_url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["exa mple.com", "example.com; Secure", "https://", "-a", "a..b", "http://[x"],
+)
+def test_a_wrong_cookie_url_is_refused(url):
+    """It would break the cookie or end in it (CK-13)."""
+    [problem] = faults(COOKIE_URL=url)
+
+    assert problem.startswith("COOKIE_URL ")
+
+
+def test_origins_are_a_trimmed_list():
+    """CORS_URL: exact origins, checked at start-up."""
+    found = environment(CORS_URL=" https://a.example.com ,http://b.example:8080")
+
+    assert ("https://a.example.com", "http://b.example:8080") == found.cors_origins
+    [problem] = faults(CORS_URL="https://a.example.com/,https://b.example")
+    assert "CORS_URL entry 1" in problem
+
+
+def test_every_fault_of_the_environment_at_once():
+    """One start shows them all."""
+    assert 4 == len(faults(APP_NAME="", APP_KEYS="x", COOKIE_URL=";", CORS_URL="*"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        f"{KEY},hunter2",
+        f"{KEY},{KEY}",
+        f"{KEY},",
+        f"{KEY},hunter2-hunter2-hunter2-\udcff",
+        "hunter2hunter2hunter2hunter2",
+    ],
+)
+def test_no_key_is_shown(keys, caplog):
+    """Not in the exception, its repr, its traceback or the log (SG-4, SG-8)."""
+    caplog.set_level(logging.DEBUG)
+    try:
+        session_settings(MemorySessionStore(), environ={**PRODUCTION, "APP_KEYS": keys})
+    except SettingsError as error:
+        shown = "".join(traceback.format_exception(error)) + repr(error) + str(error)
+        shown += repr(error.problems) + repr(vars(error))
+    else:
+        pytest.fail("the keys were taken")
+
+    for secret in (KEY, "hunter2"):
+        assert secret not in shown + caplog.text
+
+
+def test_the_environment_does_not_show_its_keys():
+    """Its repr leaves them out."""
+    assert KEY not in repr(environment())
+    assert KEY not in str(environment())
+
+
+def test_the_process_is_not_asked_when_an_environment_is_given(monkeypatch):
+    """`environ=` stands for the whole environment."""
+    monkeypatch.setenv("COOKIE_URL", "example.com")
+
+    assert Environment.from_env(PRODUCTION).cookie_url is None
+    assert "example.com" == Environment.from_env().cookie_url
+
+
+# -- the wiring ------------------------------------------------------------------------
+
+
+def test_settings_for_tornado():
+    """Tornado's own settings come from the same keys and origins (T2)."""
+    environ = {
+        **PRODUCTION,
+        "APP_KEYS": f"{NEWER_KEY},{KEY}",
+        "CORS_URL": "https://app.example.com",
+    }
+    settings = session_settings(store=MemorySessionStore(), environ=environ)
+
+    secrets = settings["cookie_secret"]
+    assert [NEWER_KEY, KEY] == list(secrets.values())
+    assert all(isinstance(version, int) and version > 0 for version in secrets)
+    assert NEWER_KEY == secrets[settings["key_version"]]
+    assert ["https://app.example.com"] == settings.get(
+        "trusted_origins", ["https://app.example.com"]
+    )
+
+
+def test_an_old_tornado_is_refused(monkeypatch):
+    """One with holes that touch cookies is named, with the cure."""
+    monkeypatch.setattr("tornado.version_info", (6, 5, 8, 0))
+    with pytest.raises(SettingsError, match=r"pip install 'tornado>=6\.5\.9'"):
+        session_settings(MemorySessionStore())
