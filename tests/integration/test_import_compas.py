@@ -1,0 +1,142 @@
+"""`import-compas` against the table that Compas's own migration makes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from tornado_compas_session import PostgresSessionStore, SettingsError
+from tornado_compas_session.cli import main
+from tornado_compas_session.compas_import import Outcome, count_live, import_compas
+from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+
+# As in Compas's migration of sessions, but for the extension that makes its uuids.
+COMPAS = """
+CREATE TABLE "session" (
+  "id"        uuid PRIMARY KEY NOT NULL DEFAULT gen_random_uuid(),
+  "expires"   timestamptz      NOT NULL,
+  "data"      jsonb            NOT NULL,
+  "createdAt" timestamptz      NOT NULL DEFAULT now(),
+  "updatedAt" timestamptz      NOT NULL DEFAULT now()
+);
+CREATE INDEX "sessionExpiresIdx" ON "session" ("expires");
+INSERT INTO "session" ("expires", "data", "createdAt")
+SELECT now() + interval '1 day',
+       jsonb_build_object('user_id', n % 10, 'n', n, '_expire', 17, '_maxAge', 1),
+       now() - interval '2 days'
+  FROM generate_series(1, 2500) n;
+INSERT INTO "session" ("expires", "data")
+VALUES (now() - interval '1 second', '{"user_id": 3, "n": -1}'),
+       (now() + interval '1 day', '{"_expire": 17}'),
+       (now() + interval '1 day', '[1]'),
+       (now() + interval '1 day', 'null');
+"""
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[AsyncpgPool]:
+    pool = AsyncpgPool(
+        await open_pool(dsn, min_size=0, max_size=1, timeout=30), timeout=30
+    )
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@pytest.fixture
+def compas(database: str) -> str:
+    """A database with both tables, Compas's one filled."""
+    with psycopg.connect(database) as connection:
+        connection.execute(COMPAS.encode())
+    return database
+
+
+async def test_live_rows_are_copied_without_compas_own_keys(compas: str) -> None:
+    """Expired and empty ones stay behind, and so does what begins with `_`."""
+    seen: list[int] = []
+    async with opened(compas) as pool:
+        assert 2503 == await count_live(pool)
+        outcome = await import_compas(pool, batch=1000, progress=seen.append)
+
+    assert Outcome(copied=2500, present=0, empty=3) == outcome
+    assert [1000, 1000, 503] == seen
+    with psycopg.connect(compas) as connection:
+        rows = connection.execute(
+            "SELECT count(*), sum((data ->> 'n')::int), bool_or(data ? '_expire'),"
+            " max(expires_at) < now() + interval '25 hours',"
+            " max(created_at) < now() - interval '1 day',"
+            " bool_and(reap_after = (expires_at AT TIME ZONE 'UTC')::date)"
+            " FROM compas_session"
+        ).fetchall()
+    assert [(2500, 2500 * 2501 // 2, False, True, True, True)] == rows
+
+
+async def test_second_import_changes_nothing(compas: str) -> None:
+    """What is there already is left as it is, however it has changed since."""
+    async with opened(compas) as pool:
+        await import_compas(pool)
+        with psycopg.connect(compas) as connection:
+            connection.execute("UPDATE compas_session SET data = data || '{\"n\": 0}'")
+        outcome = await import_compas(pool)
+
+    assert Outcome(copied=0, present=2500, empty=3) == outcome
+    with psycopg.connect(compas) as connection:
+        [row] = connection.execute(
+            "SELECT max((data ->> 'n')::int) FROM compas_session"
+        ).fetchall()
+    assert 0 == row[0]
+
+
+async def test_imported_sessions_are_found_and_ended_by_user(compas: str) -> None:
+    """Lists and revocation go on from where Compas was."""
+    async with opened(compas) as pool:
+        await import_compas(pool)
+        store = PostgresSessionStore(pool)
+
+        assert 50 == len(await store.sessions_of(3))
+        assert 250 == await store.revoke_user(3)
+
+
+async def test_ids_are_hashed(compas: str) -> None:
+    """No id of Compas's is anywhere in the table."""
+    async with opened(compas) as pool:
+        await import_compas(pool)
+    with psycopg.connect(compas) as connection:
+        [row] = connection.execute(
+            'SELECT count(*) FROM compas_session c JOIN "session" s'
+            " ON c.id_hash = sha256(s.id::text::bytea)"
+            " WHERE c::text NOT LIKE '%' || s.id || '%'"
+        ).fetchall()
+    assert 2500 == row[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ("nothing_here", "no table nothing_here"),
+        ("compas_session", "lacks expires, id"),
+        ('session"; DROP TABLE compas_session; --', "is no name of a table"),
+    ],
+)
+async def test_other_tables_are_refused(
+    table: str, complaint: str, database: str
+) -> None:
+    """A name that is none, a table that is absent, or one of another shape."""
+    async with opened(database) as pool:
+        with pytest.raises(SettingsError, match=complaint):
+            await import_compas(pool, table)
+
+
+def test_command_says_that_cookies_stay_behind(
+    compas: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number is the result; that visitors sign in again is said beside it."""
+    code = main(["import-compas", "--database-url", compas])
+    printed, talk = capsys.readouterr()
+
+    assert (0, "2500\n") == (code, printed)
+    assert "cookies cannot be carried over" in talk

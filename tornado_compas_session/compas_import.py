@@ -1,0 +1,125 @@
+"""
+Moving in: the live sessions of a Compas `session` table, copied.
+
+What comes over is data and expiry. The ids are hashed, as all are here, and Compas's
+cookies are signed in another way, so no visitor can continue a session; but lists,
+counts and what support staff look up go on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tornado_compas_session.exceptions import SettingsError
+from tornado_compas_session.protocols import Pool
+from tornado_compas_session.queries import Statement, compile_statement
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
+
+_COLUMNS = compile_statement(
+    "compas_columns",
+    "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
+    " WHERE attrelid = to_regclass(:name::text) AND attnum > 0 AND NOT attisdropped",
+)
+
+# Not in queries.sql: the names of a foreign table are part of the text.
+_LIVE = """SELECT count(*) FROM {table} WHERE "expires" > now()"""
+_COPY = """
+  WITH page AS MATERIALIZED (
+       SELECT "id", "expires", {created} AS created, {updated} AS updated,
+              CASE WHEN jsonb_typeof("data"::jsonb) = 'object' THEN (
+                   SELECT coalesce(jsonb_object_agg(e.key, e.value), '{{}}')
+                     FROM jsonb_each("data"::jsonb) AS e
+                    WHERE left(e.key, 1) <> '_')
+              ELSE '{{}}' END AS data
+         FROM {table}
+        WHERE "expires" > now() AND (:after::text IS NULL OR "id" > :after::text::{id})
+        ORDER BY "id" LIMIT :limit::integer),
+       made AS (
+       INSERT INTO compas_session
+              (id_hash, data, created_at, updated_at, expires_at, reap_after)
+       SELECT sha256(convert_to("id"::text, 'UTF8')), data, created, updated,
+              "expires", ("expires"::timestamptz AT TIME ZONE 'UTC')::date
+         FROM page WHERE data <> '{{}}'
+           ON CONFLICT (id_hash) DO NOTHING
+       RETURNING 1)
+SELECT (SELECT count(*) FROM page), (SELECT count(*) FROM made),
+       (SELECT count(*) FROM page WHERE data = '{{}}'),
+       (SELECT "id"::text FROM page ORDER BY "id" DESC LIMIT 1)
+"""
+
+
+class Outcome(NamedTuple):
+    """What an import did with the live rows of the other table."""
+
+    copied: int
+    #: Copied by an earlier run; left as they are.
+    present: int
+    #: Without any data of the application, so there was nothing to keep.
+    empty: int
+
+
+async def count_live(pool: Pool, table: str = "session") -> int:
+    """How many rows an import would read."""
+    await _columns(pool, table)
+    statement = compile_statement("compas_live", _LIVE.format(table=_quoted(table)))
+    return int((await pool.fetch(statement))[0][0])
+
+
+async def import_compas(
+    pool: Pool,
+    table: str = "session",
+    *,
+    batch: int = 1000,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+    """
+    Copies the live rows, `batch` in a transaction; the other table is only read.
+
+    Keys that begin with `_` are Compas's own and stay behind. Can be run again: what
+    is there already is not touched. Raises `SettingsError` if `table` is not a table
+    as Compas makes it.
+    """
+    statement = await _copy_statement(pool, table)
+    copied = seen = empty = 0
+    after: str | None = None
+    while True:
+        rows = await pool.fetch(statement, after=after, limit=batch)
+        read, made, without, after = rows[0]
+        seen, copied, empty = seen + read, copied + made, empty + without
+        progress(read)
+        if read < batch:
+            return Outcome(copied, seen - copied - empty, empty)
+
+
+async def _copy_statement(pool: Pool, table: str) -> Statement:
+    columns = await _columns(pool, table)
+    sql = _COPY.format(
+        table=_quoted(table),
+        id=columns["id"],
+        created='"createdAt"' if "createdAt" in columns else "now()",
+        updated='"updatedAt"' if "updatedAt" in columns else "now()",
+    )
+    return compile_statement("compas_copy", sql)
+
+
+async def _columns(pool: Pool, table: str) -> dict[str, str]:
+    columns: dict[str, str] = dict(await pool.fetch(_COLUMNS, name=_quoted(table)))
+    if not columns:
+        raise SettingsError(f"this database has no table {table}; name it with --table")
+    missing = {"id", "expires", "data"} - columns.keys()
+    if missing:
+        raise SettingsError(
+            f"the table {table} is not Compas's: it lacks {', '.join(sorted(missing))}"
+        )
+    return columns
+
+
+def _quoted(table: str) -> str:
+    """`name` or `schema.name`, as an identifier and nothing else."""
+    parts = table.split(".")
+    if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
+        raise SettingsError(f"{table!r} is no name of a table")
+    return ".".join(f'"{part}"' for part in parts)
