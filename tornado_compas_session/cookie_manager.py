@@ -27,7 +27,7 @@ from tornado_compas_session.manager import (
 from tornado_compas_session.session import Session
 from tornado_compas_session.settings import SessionOptions
 from tornado_compas_session.signing import KeyRing
-from tornado_compas_session.types import Saved, SessionRecord
+from tornado_compas_session.types import Saved, SessionChange, SessionRecord
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
 MAX_COOKIE = 4096
@@ -47,7 +47,10 @@ class CookieSessionManager(SessionManager):
         self._clock = clock
 
     def _parse(self, value: bytes) -> str | None:
-        return value.decode("utf-8")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:  # signed by the application, for itself
+            return None
 
     async def load(self, cookie_lines: Sequence[str]) -> Session:
         """The session in the cookie, if it has not expired; else a new one."""
@@ -67,13 +70,13 @@ class CookieSessionManager(SessionManager):
 
         Raises `SessionDataError` if the cookie would be too large for browsers.
         """
-        if automatic and not self.options.auto_commit:
-            return NOTHING
-        change, record = session.change(), session._record
+        manual = automatic and not self.options.auto_commit
+        change = SessionChange() if manual else session.change()
+        record = session._record
         session._doomed = ()
         if record is None and not change.changed:
             return NOTHING
-        if change.only_renews and self.options.renew is None:
+        if change.only_renews and not self._renewal(session):
             return NOTHING
         if session._sealed:
             if change.only_renews:
@@ -88,13 +91,10 @@ class CookieSessionManager(SessionManager):
         expires = record.expires if record and fixed else now + idle
         if absolute is not None:
             expires = min(expires, created + absolute)
-        text = encode(session._content)
-        if not change.only_renews:
-            session.committed(
-                Saved("", created, expires, now), change, session._replaced
-            )
-        session._raw = text
-        session._record = SessionRecord(
+        # What is only renewed is written as it was, unsaved changes or not.
+        kept = record.data if record and change.only_renews else None
+        text = encode(session._content) if kept is None else kept
+        renewed = SessionRecord(
             "",
             text,
             created,
@@ -104,13 +104,19 @@ class CookieSessionManager(SessionManager):
             session._own_idle,
             session._own_absolute,
         )
-        size = len(self.options.key) + 1 + len(self._value(session._record))
+        size = len(self.options.key) + 1 + len(self._value(renewed))
         if size > MAX_COOKIE:
             raise SessionDataError(
                 "all of it",
                 f"its cookie would have {size} bytes, and browsers keep {MAX_COOKIE}; "
                 "keep less in it, or give session_settings() a store",
             )
+        if not change.only_renews:
+            self._check_size(session, change)
+            session.committed(
+                Saved("", created, expires, now), change, session._replaced
+            )
+        session._raw, session._record, session._fresh = text, renewed, True
         return NOTHING
 
     def _value(self, record: SessionRecord) -> str:
@@ -158,5 +164,5 @@ def _read(text: str, now: float) -> SessionRecord | None:
             own_idle,
             own_absolute,
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None

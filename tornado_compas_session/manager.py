@@ -222,7 +222,8 @@ class SessionManager:
         what needs a cookie too late.
         """
         if automatic and not self.options.auto_commit:
-            return self._renewal(session)
+            # An end is not kept waiting: its cookie is cleared with this response.
+            return Plan(doomed=session._doomed) or self._renewal(session)
         change = session.change()
         record = session._record
         verb: str | None = None
@@ -400,9 +401,8 @@ class SessionManager:
         return record.id
 
     def _cookie_max_age(self, session: Session, record: SessionRecord) -> int | None:
-        own = _first(session._own_idle, self.options.max_age)
-        if own is not None and own < 0:
-            return None  # it ends with the browser
+        if self.ends_with_browser(session):
+            return None
         remaining = record.expires - record.now
         idle, absolute = self.lifetime(session)
         if self.options.renew is not None:
@@ -497,6 +497,11 @@ class SessionManager:
         idle = self._default_idle(session) if own is None else abs(own)
         absolute = _first(session._own_absolute, self.options.absolute_max_age)
         return idle, absolute
+
+    def ends_with_browser(self, session: Session) -> bool:
+        """Whether the cookie of a session has no lifetime of its own."""
+        own = session._own_idle
+        return (self.options.max_age if own is None else own) < 0
 
     def _default_idle(self, session: Session) -> int:
         shorter = self.options.anonymous_max_age

@@ -41,6 +41,8 @@ class Keeper(Protocol):
 
     def lifetime(self, session: Session) -> tuple[float, float | None]: ...
 
+    def ends_with_browser(self, session: Session) -> bool: ...
+
     def handle(self, session: Session) -> str | None: ...
 
 
@@ -143,6 +145,8 @@ class Session(MutableMapping[str, JSON]):
         self._check_open()
         self._remember(key)
         self._content[key] = value
+        if key == "user_id":
+            self._changed_identity()
 
     def __delitem__(self, key: str) -> None:
         if key not in self._content:
@@ -150,6 +154,8 @@ class Session(MutableMapping[str, JSON]):
         self._check_open()
         self._remember(key)
         del self._content[key]
+        if key == "user_id":
+            self._changed_identity()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._content)
@@ -253,7 +259,7 @@ class Session(MutableMapping[str, JSON]):
         Settable for this session alone (seconds, a `timedelta`, `"session"`), as for
         "remember me"; None returns to the option. The expiry restarts from now.
         """
-        if self._own_idle is not None and self._own_idle < 0:
+        if self._keeper.ends_with_browser(self):
             return "session"
         return self._keeper.lifetime(self)[0]
 
@@ -271,9 +277,10 @@ class Session(MutableMapping[str, JSON]):
     @absolute_max_age.setter
     def absolute_max_age(self, value: float | timedelta | None) -> None:
         self._check_open()
-        self._own_absolute = (
-            None if value is None else abs(lifetime_seconds(value, "absolute_max_age"))
-        )
+        seconds = None if value is None else lifetime_seconds(value, "absolute_max_age")
+        if seconds is not None and seconds < 0:
+            raise ValueError('absolute_max_age is a number of seconds, not "session"')
+        self._own_absolute = seconds
         self._own = True
 
     # ── what it can be told ──────────────────────────────────────────────────────
@@ -412,14 +419,15 @@ class Session(MutableMapping[str, JSON]):
         """The bytes that the session's JSON will have, once the change is merged."""
         if self._size is None:
             self._size = len((self._raw or "{}").encode())
-        total = 2 if change.replace else self._size
+        base = total = 2 if change.replace else self._size
         if not change.replace:
             for key in (*change.changed, *change.removed):
                 before = self._before.get(key)
                 if before is not None:
                     total -= _entry_size(key, before)
         total += sum(_entry_size(key, text) for key, text in change.changed.items())
-        return total - (1 if change.replace and change.changed else 0)
+        # The first entry of an empty object needs no comma.
+        return total - (1 if base == 2 and change.changed else 0)
 
     def _check_open(self) -> None:
         # A new session needs a cookie, so its content is as late as its cookie.

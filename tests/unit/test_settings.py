@@ -290,7 +290,7 @@ def test_faults_of_environment_store_and_options_together():
     """They come in one message as well, wherever they were made."""
     environ = {"APP_KEYS": "short", "COOKIE_URL": "::", "CORS_URL": "*"}
     with pytest.raises(SettingsError) as caught:
-        session_settings(store={}, environ=environ, max_age=0, same_site="x")
+        session_settings({}, environ=environ, max_age=0, same_site="x")  # type: ignore[arg-type]
 
     text = str(caught.value)
     for name in ("APP_NAME", "APP_KEYS", "COOKIE_URL", "CORS_URL"):

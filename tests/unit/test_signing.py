@@ -197,6 +197,7 @@ def test_a_collision_stops_the_start(monkeypatch):
 def test_a_real_collision_stops_the_start():
     """The pair was searched for: two keys whose 31 bits are made equal by chance."""
     seen: dict[int, str] = {}
+    key = other = ""
     for number in itertools.count():
         key = f"searched-for-collision-{number}"
         # 31 bits need some 50,000 tries on average; 2 million would be very bad luck.

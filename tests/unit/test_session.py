@@ -1,0 +1,469 @@
+"""`Session`: a mapping of plain values that knows what changed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.factories import make_manager, make_record, make_session
+from tornado_compas_session import (
+    ResponseAlreadySent,
+    Session,
+    SessionDataError,
+)
+from tornado_compas_session.jsondata import encode
+from tornado_compas_session.types import Saved
+
+STORED = '{"a":1,"b":{"c":[1,2]},"d":"x","user_id":7}'
+
+
+def stored(data=STORED, **options):
+    return make_session(data, **options)
+
+
+def written(session):
+    change = session.change()
+    return dict(change.changed), set(change.removed)
+
+
+def saved(session, change):
+    session.committed(
+        Saved("b" * 24, 1000.0, 2000.0, 1000.0), change, session._replaced
+    )
+
+
+# -- what changed ----------------------------------------------------------------------
+
+
+def test_untouched_costs_nothing():
+    """A session that nobody touched is not even decoded."""
+    session = Session(make_manager(), make_record("this is no JSON"))
+
+    assert not session.modified
+    assert ({}, set()) == written(session)
+
+
+def test_reading_is_no_change():
+    """Values are handed out, compared at the end, and found equal."""
+    session = stored()
+    assert {"a": 1, "b": {"c": [1, 2]}, "d": "x", "user_id": 7} == dict(session)
+    assert 4 == len(session)
+    assert "a" in session
+    assert "z" not in session
+    assert session.get("z") is None
+    assert list(session.items())
+
+    assert not session.modified
+    assert ({}, set()) == written(session)
+
+
+def test_only_what_changed_is_written():
+    """Set, removed, and the rest left alone."""
+    session = stored()
+    session["a"] = 2
+    session["new"] = None
+    del session["d"]
+
+    assert session.modified
+    assert ({"a": "2", "new": "null"}, {"d"}) == written(session)
+
+
+def test_setting_the_same_value_is_no_change():
+    """The values are compared, and not who set them."""
+    session = stored()
+    session["a"] = 1
+    session["b"] = {"c": [1, 2]}
+    del session["d"]
+    session["d"] = "x"
+
+    assert not session.modified
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s["b"]["c"].append(3),
+        lambda s: s["b"].update(x=1),
+        lambda s: s["b"]["c"].__setitem__(0, True),
+        lambda s: s["b"].pop("c"),
+        lambda s: s.get("b").clear(),
+        lambda s: next(v for v in s.values() if isinstance(v, dict)).popitem(),
+        lambda s: dict(s)["b"].update(y=2),
+        lambda s: s.setdefault("b", {}).update(z=3),
+    ],
+)
+def test_nested_changes_are_noticed(edit):
+    """However the value was reached, a change deep inside is saved (ST-4)."""
+    session = stored()
+    edit(session)
+
+    assert session.modified
+    assert {"b"} == set(session.change().changed)
+
+
+def test_one_and_true_differ():
+    """Values are compared as JSON has them (fault 5 of issue 3)."""
+    session = stored()
+    session["a"] = True
+    assert ({"a": "true"}, set()) == written(session)
+    session["a"] = 1.0
+    assert ({"a": "1.0"}, set()) == written(session)
+
+
+def test_a_new_key_that_goes_again_is_no_change():
+    """It never was in the store."""
+    session = stored()
+    session["new"] = 1
+    del session["new"]
+
+    assert not session.modified
+
+
+def test_replacing_writes_exactly_the_new_content():
+    """`self.session = {…}`: what is not in it goes."""
+    session = stored()
+    session.replace({"x": [1]})
+    session["y"] = 2
+    change = session.change()
+
+    assert change.replace
+    assert {"x": "[1]", "y": "2"} == dict(change.changed)
+    assert {"x": [1], "y": 2} == dict(session)
+
+
+def test_the_dict_that_was_assigned_is_not_kept():
+    """Setting a key of it later is not setting one of the session."""
+    content = {"x": 1}
+    session = stored()
+    session.replace(content)
+    content["y"] = 2
+
+    assert {"x": 1} == dict(session)
+
+
+@pytest.mark.parametrize("wrong", [5, "text", [("a", 1)], True, object()])
+def test_only_a_mapping_is_content(wrong):
+    """Any other type is a TypeError at the assignment, which changes nothing."""
+    session = stored()
+    with pytest.raises(TypeError, match="a session is a dict with string keys"):
+        session.replace(wrong)
+
+    assert not session.modified
+
+
+@pytest.mark.parametrize("key", [1, None, ("a",), b"a", "a\x00", "\ud800"])
+def test_a_wrong_key_is_refused_at_once(key):
+    """Where the line is that set it (ST-2)."""
+    session = stored()
+    with pytest.raises(SessionDataError):
+        session[key] = 1
+    with pytest.raises(SessionDataError):
+        session.replace({key: 1})
+
+    assert not session.modified
+
+
+def test_a_wrong_value_counts_as_modified():
+    """It is not forgotten: saving it raises."""
+    session = stored()
+    session["a"] = {1, 2}
+
+    assert session.modified
+    with pytest.raises(SessionDataError, match="cannot keep a: a set is not JSON"):
+        session.change()
+
+
+def test_a_missing_key():
+    """As with a dict."""
+    session = stored()
+    with pytest.raises(KeyError):
+        session["z"]
+    with pytest.raises(KeyError):
+        del session["z"]
+    assert 5 == session.pop("z", 5)
+    assert not session.modified
+
+
+def test_after_a_save_only_later_changes_are_written():
+    """Values handed out before it are watched all the same (ST-4)."""
+    session = stored()
+    inner = session["b"]["c"]
+    session["a"] = 2
+    inner.append(3)
+    saved(session, session.change())
+    assert not session.modified
+
+    inner.append(4)
+    assert ({"b": '{"c":[1,2,3,4]}'}, set()) == written(session)
+
+
+def test_a_change_during_a_save_stays_a_change():
+    """It is written by the next one."""
+    session = stored()
+    session["a"] = 2
+    change = session.change()
+    session["a"] = 3
+    saved(session, change)
+
+    assert ({"a": "3"}, set()) == written(session)
+
+
+def test_a_replacement_during_a_save_stays_one():
+    """The content that came later is still to be written."""
+    session = stored()
+    session.replace({"a": 2})
+    change, mark = session.change(), session._replaced
+    session.replace({"z": 1})
+    session.committed(Saved("b" * 24, 0.0, 1.0, 0.0), change, mark)
+
+    assert session.change().replace
+    assert {"z": "1"} == dict(session.change().changed)
+
+
+# -- identity --------------------------------------------------------------------------
+
+
+def test_new_and_live():
+    """A new session has no times, no handle, and nothing to save."""
+    new, live = make_session(), stored()
+
+    assert new.is_new
+    assert not live.is_new
+    assert (None, None, None, None) == (
+        new.created_at,
+        new.expires,
+        new.handle,
+        new.auth_time,
+    )
+    assert datetime.fromtimestamp(1000, UTC) == live.created_at
+    assert live.expires is not None
+    assert live.expires - live.created_at == timedelta(days=6)
+    assert live.handle is not None
+    assert "a" * 24 not in live.handle
+    assert not new.modified
+
+
+def test_an_empty_new_session_is_nothing_to_save():
+    """Assigning {} to one that is new creates nothing (LC-5)."""
+    session = make_session()
+    session.replace({})
+    assert not session.modified
+    session.clear()
+    assert not session.modified
+
+
+def test_destroying_empties_at_once():
+    """The mapping is empty and new; the id is remembered for the end."""
+    session = stored()
+    session.destroy()
+
+    assert session.is_new
+    assert {} == dict(session)
+    assert session.modified
+    assert ("a" * 24,) == session._doomed
+
+
+def test_destroying_nothing_is_nothing():
+    """Fault 12 of issue 3: no delete, no cookie."""
+    session = make_session()
+    session.destroy()
+
+    assert not session.modified
+    assert () == session._doomed
+
+
+def test_destroying_and_starting_anew():
+    """The old one ends, and the new one is another session."""
+    session = stored()
+    session.destroy()
+    session["fresh"] = True
+
+    assert session.is_new
+    assert ("a" * 24,) == session._doomed
+    assert {"fresh": True} == dict(session)
+
+
+def test_clearing_a_live_session_asks_for_a_new_id():
+    """A known id never leads to what is written next (LC-4)."""
+    session = stored()
+    session.clear()
+
+    assert session._regenerate
+    assert {} == dict(session)
+    assert session.change().replace
+
+
+def test_regenerating_a_new_one_is_nothing():
+    """Nobody can know an id that it does not have."""
+    session = make_session()
+    session.regenerate()
+
+    assert not session.modified
+
+
+def test_sealed_sessions_refuse_what_needs_a_cookie():
+    """Once the headers have left: no new session, no new id; data is free (T9)."""
+    new, live = make_session(), stored()
+    new._sealed = live._sealed = "the headers have left"
+    live["a"] = 5
+    live.destroy()
+
+    with pytest.raises(ResponseAlreadySent):
+        new["a"] = 1
+    with pytest.raises(ResponseAlreadySent):
+        new.replace({"a": 1})
+    with pytest.raises(ResponseAlreadySent):
+        stored_and_sealed().regenerate()
+
+
+def stored_and_sealed():
+    session = stored()
+    session._sealed = "the headers have left"
+    return session
+
+
+# -- lifetimes -------------------------------------------------------------------------
+
+
+def test_lifetimes_follow_the_options():
+    """In seconds, or "session"."""
+    assert 6 * 86400 == stored().max_age
+    assert 60 == stored(max_age=60).max_age
+    assert "session" == stored(max_age="session").max_age
+    assert stored().absolute_max_age is None
+    assert 99 == stored(absolute_max_age=99).absolute_max_age
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "kept"),
+    [
+        (60, 60, 60),
+        (timedelta(minutes=5), 300, 300),
+        ("session", "session", -1800),
+        (None, 6 * 86400, None),
+    ],
+)
+def test_own_lifetime(value, shown, kept):
+    """A session can have one of its own, as for "remember me"."""
+    session = stored()
+    session.max_age = value
+
+    assert shown == session.max_age
+    assert session.modified
+    change = session.change()
+    assert (True, kept) == (change.own, change.own_idle)
+
+
+def test_own_lifetime_can_leave_the_browser_session():
+    """A number of seconds makes the cookie outlive the browser again."""
+    session = stored(max_age="session")
+    session.max_age = 60
+
+    assert 60 == session.max_age
+
+
+@pytest.mark.parametrize("value", [0, -1, 34_560_001, float("nan")])
+def test_a_wrong_lifetime_is_refused_at_once(value):
+    """As at start-up (CK-5)."""
+    session = stored()
+    with pytest.raises(ValueError, match="between 1 second and 400 days"):
+        session.max_age = value
+    with pytest.raises(ValueError, match="between 1 second and 400 days"):
+        session.absolute_max_age = value
+
+    assert not session.modified
+
+
+def test_a_lifetime_of_another_type_is_refused():
+    """ "session" is for `max_age` alone."""
+    session = stored()
+    with pytest.raises(TypeError):
+        session.max_age = "long"
+    with pytest.raises(TypeError):
+        session.max_age = True
+    with pytest.raises(ValueError, match="absolute_max_age is a number of seconds"):
+        session.absolute_max_age = "session"
+
+    assert not session.modified
+
+
+def test_freshness_by_the_stores_clock():
+    """A recent sign-in, as the store's clock has it (LC-13)."""
+    record = make_record(now=1000.0, authenticated=940.0)
+    session = Session(make_manager(), record)
+
+    assert session.is_fresh(60)
+    assert session.is_fresh(timedelta(minutes=1))
+    assert not session.is_fresh(59)
+    assert not stored().is_fresh(10**9)
+    assert not make_session().is_fresh(10**9)
+
+
+# -- manners ---------------------------------------------------------------------------
+
+
+def test_a_session_shows_neither_id_nor_data():
+    """Its repr ends up in logs (LG-1)."""
+    session = stored('{"card":"4111"}')
+    session["card"] = "4222"
+
+    assert "<Session live, modified>" == repr(session)
+    assert "<Session new>" == repr(make_session())
+
+
+def test_equality_is_that_of_mappings():
+    """With dicts and with sessions; and it is not hashable, as no dict is."""
+    assert stored('{"a":1}') == {"a": 1}
+    assert stored('{"a":1}') == stored('{"a":1}')
+    assert stored('{"a":1}') != {"a": 2}
+    assert stored('{"a":1}') != 5
+    with pytest.raises(TypeError):
+        hash(stored())
+
+
+def test_unknown_attributes_are_refused():
+    """`self.session.counter = 1` would be lost without a word."""
+    with pytest.raises(AttributeError):
+        stored().counter = 1
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.__setitem__("user_id", 8),
+        lambda s: s.__delitem__("user_id"),
+        lambda s: s.pop("user_id"),
+        lambda s: s.update(user_id=9),
+        lambda s: s.replace({"user_id": 9}),
+        lambda s: s.regenerate(),
+        lambda s: s.destroy(),
+        lambda s: s.clear(),
+    ],
+)
+def test_who_the_visitor_is_may_have_changed(edit):
+    """The handler hears of it, because Tornado caches `current_user` (T25)."""
+    told = []
+    session = stored()
+    session._on_change = lambda: told.append(True)
+    edit(session)
+
+    assert told
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.update(a=1),
+        lambda s: s.update(a=1, b="zürich"),
+        lambda s: s.replace({"a": 1}),
+        lambda s: s.replace({}),
+        lambda s: s.replace({"a": {"b": [1, 2, "x"]}, "€": None}),
+    ],
+)
+def test_the_size_of_a_new_session_is_exact(edit):
+    """The bytes of the JSON that is stored (ST-3)."""
+    session = make_session()
+    edit(session)
+
+    assert len(encode(dict(session)).encode()) == session.size(session.change())
