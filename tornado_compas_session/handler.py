@@ -212,6 +212,7 @@ class SessionMixin(RequestHandler):
             and self._session_discard
             and self._session is not None
             and self._session.modified
+            and not (held is not None and held.broken)  # Tornado's to say and to close
         ):
             self._session_cut(error)
             return
