@@ -133,13 +133,15 @@ def _parse_keys(
             )
         elif not key.isprintable():
             problems.append(f"{where} has characters that cannot be printed")
-        elif len(set(key)) < MIN_KEY_VARIETY:
-            problems.append(
-                f"{where} is easy to guess: it has fewer than {MIN_KEY_VARIETY} "
-                "different characters; make one with `tornado-compas-session keygen`"
-            )
         elif key in keys[: place - 1]:
             problems.append(f"{where} repeats key {keys.index(key) + 1}")
+        elif len(set(key)) < MIN_KEY_VARIETY:
+            logger.warning(
+                "%s is easy to guess: it has fewer than %d different characters; "
+                "make one with `tornado-compas-session keygen`",
+                where,
+                MIN_KEY_VARIETY,
+            )
     return keys
 
 
