@@ -338,7 +338,6 @@ def test_a_guessable_key_is_warned_of_and_not_shown(key, caplog):
     assert key not in caplog.text
 
 
-
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
@@ -464,7 +463,6 @@ def test_every_fault_of_the_environment_at_once():
         f"{KEY},{KEY}",
         f"{KEY},",
         f"{KEY},hunter2-hunter2-hunter2-\udcff",
-        "hunter2hunter2hunter2hunter2",
     ],
 )
 def test_no_key_is_shown(keys, caplog):
