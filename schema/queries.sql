@@ -224,7 +224,9 @@ SELECT count(*) FILTER (WHERE s.expires_at > now()),
        count(DISTINCT s.user_id) FILTER (WHERE s.expires_at > now()),
        extract(epoch FROM min(s.created_at) FILTER (WHERE s.expires_at > now()))::float8,
        extract(epoch FROM now())::float8,
-       pg_total_relation_size('compas_session')
+       coalesce((SELECT sum(pg_total_relation_size(relid))  -- if it is partitioned
+                   FROM pg_partition_tree('compas_session'))::bigint,
+                pg_total_relation_size('compas_session'))
   FROM compas_session s;
 
 -- top_users --

@@ -11,7 +11,9 @@ The errors of the library.
         ├── StoreUnavailable   it cannot be reached, or not in time
         │   ├── ConnectionLost the connection broke
         │   └── LockTimeout    `lock()` did not get the row in time
-        └── SchemaMissing      the table is not there or not up to date
+        ├── SchemaMissing      the table is not there or not up to date
+        ├── WriteConflict      another transaction was in the way  (tried again)
+        └── RowExists          the row is there already
 
 No message, attribute or cause of these carries a session id, a cookie value, a key, a
 password or session data.
@@ -25,6 +27,7 @@ __all__ = [
     "ConnectionLost",
     "LockTimeout",
     "ResponseAlreadySent",
+    "RowExists",
     "SchemaMissing",
     "SessionDataError",
     "SessionError",
@@ -34,6 +37,7 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "StoreUnavailable",
+    "WriteConflict",
 ]
 
 
@@ -114,6 +118,14 @@ class SchemaMissing(StoreError):
     The session table is missing or not up to date; run
     `tornado-compas-session migrate`.
     """
+
+
+class WriteConflict(StoreError):
+    """Another transaction was in the way; nothing was changed, so it can be repeated."""
+
+
+class RowExists(StoreError):
+    """A row with this key exists already; nothing was changed."""
 
 
 class SessionIdTaken(SessionError):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -10,34 +14,81 @@ import asyncpg
 
 from tornado_compas_session.exceptions import (
     ConnectionLost,
-    LockTimeout,
-    SchemaMissing,
     StoreError,
     StoreUnavailable,
 )
+from tornado_compas_session.pools.errors import error_of
 from tornado_compas_session.protocols import Row
 from tornado_compas_session.queries import Statement
+
+logger = logging.getLogger("tornado_compas_session")
+_PID = "SELECT pg_backend_pid()"
 
 
 async def _no_reset(connection: Any) -> None:
     """
     Instead of asyncpg's reset query, which doubles the round trips: our statements
-    leave nothing behind on a connection.
+    leave nothing behind on a connection. An open transaction is rolled back anyway.
     """
 
 
 async def open_pool(
     dsn: str, *, min_size: int, max_size: int, timeout: float
 ) -> asyncpg.Pool[Any]:
-    """A pool that needs no database to be there yet; `timeout` bounds each query."""
+    """
+    A pool that needs no database to be there yet; `timeout` bounds each query.
+
+    Notices a PgBouncer, and does without prepared statements then. Notices a dead
+    network link, even while nothing is asked.
+    """
+    prepares: bool | None = None
+
+    async def connect(*args: Any, **options: Any) -> Any:
+        nonlocal prepares
+        if not prepares:
+            # Until it is known: behind an old PgBouncer they mix up other statements.
+            options["statement_cache_size"] = 0
+        connection = await asyncpg.connect(*args, **options)
+        if prepares is None:
+            prepares = not await _is_proxied(connection)
+            if prepares:
+                await connection.close()
+                return await connect(*args, **options | {"statement_cache_size": 100})
+            logger.info("a PgBouncer was noticed: sessions do without prepared SQL")
+        _watch_link(connection, timeout)
+        return connection
+
     return await asyncpg.create_pool(
         dsn,
         min_size=min_size,
         max_size=max_size,
         timeout=timeout,
         command_timeout=timeout,
+        connect=connect,
         reset=_no_reset,
     )
+
+
+async def _is_proxied(connection: Any) -> bool:
+    """A PgBouncer tells a pid of its own at the start, and not the server's."""
+    return bool(connection.get_server_pid() != await connection.fetchval(_PID))
+
+
+def _watch_link(connection: Any, timeout: float) -> None:
+    """Lets the kernel give up a connection whose other end is silent."""
+    transport = getattr(connection, "_transport", None)
+    link = transport and transport.get_extra_info("socket")
+    if link is None or link.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 30),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", int(timeout * 1000)),
+    ):
+        if hasattr(socket, name):  # not on every system
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class AsyncpgPool:
@@ -48,45 +99,88 @@ class AsyncpgPool:
     def __init__(self, pool: asyncpg.Pool[Any], *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._age = 0  # how often the connections were dropped
+        self._checked = False
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        with _translated():
-            async with self._pool.acquire(timeout=self._timeout) as connection:
-                rows: Sequence[Row] = await connection.fetch(
-                    statement.numbered,
-                    *[values[name] for name in statement.parameters],
-                    timeout=self._timeout,
-                )
-                return rows
+        async with self._connection() as connection:
+            return await connection.fetch(statement, **values)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Connection]:
         """One connection and one transaction."""
-        with _translated():
-            async with (
-                self._pool.acquire(timeout=self._timeout) as connection,
-                connection.transaction(),
-            ):
-                yield _Connection(connection, self._timeout)
+        async with self._connection() as connection:
+            transaction = connection.driver.transaction()
+            with _translated():
+                await transaction.start()
+            try:
+                yield connection
+            except BaseException:
+                with contextlib.suppress(StoreError), _translated():
+                    await transaction.rollback()
+                raise
+            with _translated():
+                await transaction.commit()
 
     async def expire(self) -> None:
         """Drops the connections."""
+        self._age += 1
         await self._pool.expire_connections()
 
     async def close(self) -> None:
-        """Closes the pool."""
-        await self._pool.close()
+        """Closes the pool; connections that do not come back in time are cut."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        age = self._age
+        try:
+            with _translated():
+                connection = await self._pool.acquire(timeout=self._timeout)
+            try:
+                if not self._checked:
+                    self._checked = True
+                    with _translated():
+                        await self._check(connection)
+                yield _Connection(connection, self._timeout)
+            finally:
+                with _translated():
+                    await self._pool.release(connection, timeout=self._timeout)
+        except ConnectionLost:
+            if age == self._age:  # else they are fresh already
+                await self.expire()
+            raise
+
+    async def _check(self, connection: Any) -> None:
+        """Warns of a dangerous combination in a pool that the application made."""
+        config = getattr(connection, "_config", None)
+        if not getattr(config, "statement_cache_size", 0):
+            return
+        try:
+            proxied = await _is_proxied(connection)
+        except asyncpg.PostgresError:
+            proxied = True  # the question itself was mixed up
+        if proxied:
+            logger.warning(
+                "the database is behind a PgBouncer and asyncpg prepares statements: "
+                "with a PgBouncer older than 1.21 answers get mixed up; pass "
+                "statement_cache_size=0 to asyncpg.create_pool (docs/pools.md)"
+            )
 
 
 class _Connection:
-    def __init__(self, connection: Any, timeout: float) -> None:
-        self._connection = connection
+    def __init__(self, driver: Any, timeout: float) -> None:
+        self.driver = driver
         self._timeout = timeout
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         with _translated():
-            rows: Sequence[Row] = await self._connection.fetch(
+            rows: Sequence[Row] = await self.driver.fetch(
                 statement.numbered,
                 *[values[name] for name in statement.parameters],
                 timeout=self._timeout,
@@ -95,31 +189,24 @@ class _Connection:
 
     async def run_script(self, sql: str) -> None:
         with _translated():
-            await self._connection.execute(sql)
+            await self.driver.execute(sql)
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
+    """Ours for the driver's; without its cause, which quotes the data in places."""
     try:
         yield
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
-        raise SchemaMissing from error
-    except asyncpg.LockNotAvailableError as error:
-        raise LockTimeout from error
-    except TimeoutError as error:
-        raise StoreUnavailable("the database did not answer in time") from error
-    except (
-        asyncpg.PostgresConnectionError,
-        asyncpg.InterfaceError,
-        asyncpg.exceptions.OperatorInterventionError,
-        asyncpg.CannotConnectNowError,
-        OSError,
-    ) as error:
-        raise ConnectionLost from error
+    except TimeoutError:
+        raise StoreUnavailable("the database did not answer in time") from None
     except asyncpg.PostgresError as error:
-        # Not the details, nor the cause that has them: they quote the data.
+        name = type(error).__name__
+        raise error_of(error.sqlstate, name, error.args[0]) from None
+    except ValueError:
+        # `DataError` and `ClientConfigurationError` are InterfaceErrors too, and say
+        # what was wrong by showing it.
         raise StoreError(
-            f"the database refused a statement: {error.args[0]} ({error.sqlstate})"
+            "asyncpg refused a value or the DSN; is the password in it percent-encoded?"
         ) from None
-    except asyncpg.InternalClientError as error:
-        raise StoreError("asyncpg failed") from error
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise error_of(None, type(error).__name__, None) from None

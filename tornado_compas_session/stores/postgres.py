@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from tornado_compas_session.batching import Batcher
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     LockTimeout,
+    RowExists,
     SchemaMissing,
     SessionGone,
     SessionIdTaken,
     StoreError,
     StoreUnavailable,
+    WriteConflict,
 )
 from tornado_compas_session.ids import (
     handle_of,
@@ -48,6 +51,10 @@ T = TypeVar("T")
 
 Loaded = SessionRecord | RetiredId | None
 Write = tuple[str, SessionChange]
+Transaction = AbstractAsyncContextManager[Connection]
+
+#: How often a statement is sent that loses to another transaction (SQLSTATE 40…).
+_TRIES = 5
 
 
 class PostgresSessionStore:
@@ -146,14 +153,17 @@ class PostgresSessionStore:
         self, session_id: str, new_id: str, change: SessionChange, grace: float
     ) -> Saved | None:
         """Moves the session to a new id; see `SessionStore.regenerate`."""
-        rows = await self._fetch(
-            "regenerate_session",
-            id=hash_id(session_id),
-            new_id=hash_id(new_id),
-            grace=grace,
-            successor=seal(new_id, session_id),
-            change=_change_json(change),
-        )
+        try:
+            rows = await self._fetch(
+                "regenerate_session",
+                id=hash_id(session_id),
+                new_id=hash_id(new_id),
+                grace=grace,
+                successor=seal(new_id, session_id),
+                change=_change_json(change),
+            )
+        except RowExists:
+            raise SessionIdTaken from None
         return await self._saved(rows[0], session_id) if rows else None
 
     async def delete(self, session_id: str) -> bool:
@@ -168,17 +178,9 @@ class PostgresSessionStore:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         async with self._only_one(hash_id(session_id), timeout):
-            transaction = self._pool.transaction()
-            connection = await self._within(
-                deadline - loop.time(), transaction.__aenter__()
-            )
+            transaction, connection, rows = await self._open_lock(session_id, deadline)
             error: BaseException | None = None
             try:
-                rows = await self._within(
-                    # A little more than the database's own limit, which says it better.
-                    deadline - loop.time() + 0.25,
-                    self._lock_row(connection, session_id, deadline - loop.time()),
-                )
                 if rows:
                     row = rows[0]
                     current = await self._current_id(row[1:3], session_id)
@@ -190,14 +192,48 @@ class PostgresSessionStore:
                 error = raised
                 raise
             finally:
-                await self._within(
-                    self.timeout,
-                    transaction.__aexit__(
-                        type(error) if error else None,
-                        error,
-                        error.__traceback__ if error else None,
-                    ),
+                ended = self._within(self.timeout, _end(transaction, error))
+                if error is None:
+                    await ended
+                else:
+                    with suppress(StoreError):  # the block's own error says more
+                        await ended
+
+    async def _open_lock(
+        self, session_id: str, deadline: float
+    ) -> tuple[Transaction, Connection, Sequence[Row]]:
+        """A transaction that has locked the row; without rows if there is none."""
+        loop = asyncio.get_running_loop()
+        while True:
+            transaction = self._pool.transaction()
+            opening = asyncio.ensure_future(transaction.__aenter__())
+            try:
+                connection = await self._within(deadline - loop.time(), opening)
+            except BaseException:
+                # It may have opened at the very moment that it was given up.
+                opening.add_done_callback(partial(self._end_unused, transaction))
+                raise
+            try:
+                rows = await self._within(
+                    # A little more than the database's own limit, which says it better.
+                    deadline - loop.time() + 0.25,
+                    self._lock_row(connection, session_id, deadline - loop.time()),
                 )
+            except BaseException as error:
+                self._keep(asyncio.ensure_future(_end(transaction, error)))
+                if not isinstance(error, WriteConflict):
+                    raise
+                # The row moved to another partition while we waited for it.
+                if loop.time() >= deadline:
+                    raise LockTimeout from None
+            else:
+                return transaction, connection, rows
+
+    def _end_unused(
+        self, transaction: Transaction, opening: asyncio.Future[Any]
+    ) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._keep(asyncio.ensure_future(_end(transaction, StoreUnavailable())))
 
     async def _lock_row(
         self, connection: Connection, session_id: str, seconds: float
@@ -355,7 +391,10 @@ class PostgresSessionStore:
         for id_hash, item in items.items():
             if id_hash not in outcomes:
                 # Locked, gone, or moved to another id. It waits outside of the batch.
-                outcomes[id_hash] = loop.create_task(self._save_alone(id_hash, *item))
+                outcomes[id_hash] = task = loop.create_task(
+                    self._within(self.timeout, self._save_alone(id_hash, *item))
+                )
+                self._keep(task)
         return outcomes
 
     async def _write(self, name: str, items: dict[bytes, Write]) -> dict[bytes, Any]:
@@ -432,15 +471,24 @@ class PostgresSessionStore:
         return await self._within(self.timeout, self._ask(name, **values))
 
     async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
-        """Runs a statement, and says so once when the database goes or comes back."""
+        """
+        Runs a statement, again if another transaction was in its way, and says so once
+        when the database goes or comes back.
+        """
         try:
-            rows = await self._pool.fetch(self._sql[name], **values)
+            for _ in range(_TRIES - 1):
+                with suppress(WriteConflict):
+                    rows = await self._pool.fetch(self._sql[name], **values)
+                    break
+            else:
+                rows = await self._pool.fetch(self._sql[name], **values)
         except StoreError as error:
-            if self.problem is None and isinstance(
-                error, StoreUnavailable | SchemaMissing
-            ):
-                logger.error("the session store is away: %s", error)
-                self.problem = error
+            if isinstance(error, StoreUnavailable | SchemaMissing):
+                if self.problem is None:
+                    logger.error("the session store is away: %s", error)
+                    self.problem = error
+            elif not isinstance(error, RowExists):
+                logger.error("%s: %s", name, error)
             raise
         if self.problem is not None:
             logger.warning("the session store is back")
@@ -524,6 +572,14 @@ def _change_json(change: SessionChange) -> str:
         if value is not None:
             fields[name] = encode(value)
     return join_object(fields)
+
+
+async def _end(transaction: Transaction, error: BaseException | None) -> None:
+    """Commits, or rolls back for an error, which is for the caller to raise."""
+    if error is None:
+        await transaction.__aexit__(None, None, None)
+    else:
+        await transaction.__aexit__(type(error), error, error.__traceback__)
 
 
 def _both_renew(one: Write, other: Write) -> bool:

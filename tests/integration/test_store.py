@@ -1,0 +1,118 @@
+"""Every store passes the suite: memory, and PostgreSQL through each driver."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from tornado.ioloop import IOLoop
+
+from tests.drivers import DRIVERS, make_store
+from tests.store_suite import Bench, StoreSuite
+from tornado_compas_session import (
+    MemorySessionStore,
+    PostgresSessionStore,
+)
+from tornado_compas_session.queries import schema_dir
+
+MakeStore = Callable[..., PostgresSessionStore]
+
+PASS_TIME = """
+UPDATE compas_session
+   SET created_at = created_at - past, updated_at = updated_at - past,
+       expires_at = expires_at - past, previous_until = previous_until - past,
+       authenticated_at = authenticated_at - past,
+       reap_after = ((expires_at - past) AT TIME ZONE 'UTC')::date
+  FROM (SELECT %(past)s::interval AS past) AS given
+"""
+
+
+def partition(dsn: str) -> None:
+    """Replaces the table by one that is spread over four partitions by the hash."""
+    path = schema_dir() / "migrations" / "0001_create_sessions.sql"
+    sql = path.read_text("utf-8")
+    sql, found = re.subn(
+        r"\)\n(--[^\n]*\n)?WITH \(fillfactor = 80\);",
+        ") PARTITION BY HASH (id_hash);",
+        sql,
+    )
+    assert 1 == found
+    parts = "".join(
+        f"CREATE TABLE compas_session_{n} PARTITION OF compas_session FOR VALUES "
+        f"WITH (MODULUS 4, REMAINDER {n}) WITH (fillfactor = 80);\n"
+        for n in range(4)
+    )
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE compas_session")
+        connection.execute(sql + parts)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def new_store(io_loop: IOLoop) -> Iterator[MakeStore]:
+    """Makes stores that are closed when the test ends."""
+    made: list[PostgresSessionStore] = []
+
+    def make(driver: str, dsn: str, **options: Any) -> PostgresSessionStore:
+        made.append(io_loop.run_sync(lambda: make_store(driver, dsn, **options)))
+        return made[-1]
+
+    yield make
+    for store in made:
+        io_loop.run_sync(store.close)
+
+
+@pytest.fixture(params=DRIVERS)
+def store(
+    request: pytest.FixtureRequest, new_store: MakeStore, database: str
+) -> PostgresSessionStore:
+    return new_store(request.param, database)
+
+
+@pytest.fixture(scope="module", params=["connect", *DRIVERS, "partitioned"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def dsn(kind: str, databases: Any, template_database: str) -> Iterator[str]:
+    """One database for all tests of a kind, emptied by each: that is quicker."""
+    name = databases.create(template_database)
+    dsn = databases.dsn(name)
+    if kind == "partitioned":
+        partition(dsn)
+    yield dsn
+    databases.drop(name)
+
+
+class TestMemoryStore(StoreSuite):
+    @pytest.fixture
+    def bench(self) -> Bench:
+        now = time.time()
+
+        def clock() -> float:
+            return now
+
+        def pass_time(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+        return Bench(MemorySessionStore(clock=clock), pass_time)
+
+
+class TestPostgresStore(StoreSuite):
+    @pytest.fixture
+    def bench(self, kind: str, dsn: str, new_store: MakeStore) -> Bench:
+        def run(sql: str, **values: str) -> None:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute(sql, values or None)  # type: ignore[arg-type]
+
+        run("DELETE FROM compas_session")
+        driver = "connect" if kind == "partitioned" else kind
+        return Bench(
+            new_store(driver, dsn),
+            lambda seconds: run(PASS_TIME, past=f"{seconds} seconds"),
+        )
