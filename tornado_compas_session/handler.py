@@ -287,6 +287,9 @@ class SessionMixin(RequestHandler):
             return
         if self._session_discard or self._status_code >= 500:
             self._session_discard = True
+            if session._fresh and session._record is not None:
+                # `save()` has committed: the browser must learn the id of that.
+                self._session_add_headers(self._headers)
             self._session_vary(self._headers)
             return
         plan = self._session_manager.plan(session)
@@ -476,7 +479,8 @@ class SessionMixin(RequestHandler):
     def _session_vary(self, headers: Any, cookies: bool = False) -> None:
         if cookies or self._session_used:
             vary = headers.get("Vary", "")
-            if "cookie" not in vary.lower() and vary != "*":
+            named = {name.strip() for name in vary.lower().split(",")}
+            if named.isdisjoint({"cookie", "*"}):
                 headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
 
 
