@@ -172,10 +172,10 @@ async def _revoke(arguments: Arguments) -> int:
 
 
 async def _doctor(arguments: Arguments) -> int:
-    from tornado_compas_session import doctor
+    from tornado_compas_session.doctor import diagnose
 
     options = dict(_option(text) for text in arguments.option)
-    findings = await doctor.diagnose(
+    findings = await diagnose(
         os.environ,
         database_url=arguments.database_url,
         url=arguments.url,
@@ -190,7 +190,7 @@ async def _doctor(arguments: Arguments) -> int:
             print(finding.as_text(secrets))
     problems = sum(finding.level == "problem" for finding in findings)
     if not arguments.json:
-        say(f"{problems} problems found" if problems else "no problem found")
+        say(f"{problems or 'no'} problem{'s' * (problems > 1)} found")
     return 1 if problems else 0
 
 

@@ -19,8 +19,8 @@ FLOORS = [
     "batching migrations pools stores",  # keeping
     "cookie_manager manager",  # sessions without HTTP
     "app apperror cleaner cors handler held wiring",  # Tornado
-    "__main__ cli compas_import conformance doctor embedded pytest_plugin terminal "
-    "testing",  # around it
+    "__main__ cli compas_import conformance doctor doctor_browser "
+    "doctor_database embedded findings pytest_plugin terminal testing",  # around it
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 

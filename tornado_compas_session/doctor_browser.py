@@ -1,0 +1,309 @@
+"""
+The doctor's visit to a running server: what a browser would do with each cookie.
+
+The rules are those of RFC 6265bis, sections 5.5 to 5.8, as far as they need no list of
+public suffixes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+
+from tornado_compas_session.findings import Finding, advice, good, problem
+
+_REDIRECTS = 5
+_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Cookie:
+    """A Set-Cookie header as a browser reads it."""
+
+    name: str
+    value: str
+    #: Attribute names in lower case; the last of a name counts.
+    attributes: dict[str, str]
+
+    @classmethod
+    def parse(cls, header: str) -> Cookie:
+        """Section 5.6."""
+        pair, *parts = header.split(";")
+        name, equals, value = pair.partition("=")
+        if not equals:
+            name, value = "", name
+        attributes = {}
+        for part in parts:
+            key, _, content = part.partition("=")
+            attributes[key.strip(" \t").lower()] = content.strip(" \t")
+        return cls(name.strip(" \t"), value.strip(" \t"), attributes)
+
+    @property
+    def expired(self) -> bool:
+        """Whether it makes a browser forget the cookie."""
+        if "max-age" in self.attributes:
+            try:
+                return int(self.attributes["max-age"]) <= 0
+            except ValueError:
+                return False
+        try:
+            return parsedate_to_datetime(self.attributes["expires"]).year < 2000
+        except (KeyError, ValueError):
+            return False
+
+    def refusals(self, url: str) -> Iterator[str]:
+        """Why a browser drops it, coming from this URL; nothing if it keeps it."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        secure = parts.scheme == "https"
+        domain = self.attributes.get("domain", "").lstrip(".").lower()
+        same_site = self.attributes.get("samesite", "").lower()
+        if len(self.name) + len(self.value) > 4096:
+            yield "name and value have more than 4096 bytes"
+        if domain and not domain_matches(host, domain):
+            yield f"it is for {domain}, and came from {host}"
+        elif domain and "." not in domain and domain != host:
+            yield f"{domain} is a whole top-level domain"
+        # Browsers trust this machine without https.
+        if "secure" in self.attributes and not secure and not _is_here(host):
+            yield "it is Secure, and came over plain http"
+        if same_site == "none" and "secure" not in self.attributes:
+            yield "SameSite=None needs Secure"
+        lower = self.name.lower()
+        if lower.startswith(("__host-", "__secure-")) and (
+            "secure" not in self.attributes
+        ):
+            yield f"a name with {self.name.split('-')[0]}- needs Secure"
+        if lower.startswith("__host-"):
+            if domain:
+                yield "a name with __Host- allows no Domain"
+            if self.attributes.get("path") != "/":
+                yield "a name with __Host- needs Path=/"
+
+    def goes_to(self, url: str) -> bool:
+        """Whether its path sends it there; the rest was seen to when it was kept."""
+        wanted = self.attributes.get("path") or "/"
+        path = urlsplit(url).path or "/"
+        return path == wanted or path.startswith(wanted.rstrip("/") + "/")
+
+    @property
+    def session(self) -> str:
+        """What tells two sessions apart: a signed value without date and signature."""
+        fields = self.value.strip('"').split("|")
+        return fields[4] if len(fields) == 6 else self.value
+
+
+def domain_matches(host: str, domain: str) -> bool:
+    """RFC 6265bis, section 5.1.3."""
+    host, domain = host.lower().rstrip("."), domain.lower()
+    return host == domain or (host.endswith("." + domain) and not is_address(host))
+
+
+def is_address(host: str) -> bool:
+    """Whether this is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_here(host: str) -> bool:
+    if is_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
+
+
+async def visit(
+    url: str, method: str, key: str | None, origins: Sequence[str] = ()
+) -> list[Finding]:
+    """
+    Asks for the page twice, the second time with the cookies that a browser has kept.
+
+    `key` is the name of the session cookie, `origins` are those of CORS_URL.
+    """
+    try:
+        first = await _ask(url, method, {})
+        jar, findings = _keep(first, key)
+        if key is not None and key not in jar:
+            if not any(finding.level == "problem" for finding in findings):
+                findings.append(_none_came(url, method, key))
+            return findings
+        second = await _ask(url, "GET", jar)
+    except (OSError, ValueError) as error:
+        return [
+            problem(
+                "server-unreachable",
+                f"{url} cannot be had: {str(error) or type(error).__name__}",
+                "without an answer there is no cookie",
+                "check the URL and that the server runs",
+            )
+        ]
+    if key is not None:
+        findings.append(_compare(jar[key], second, key))
+    findings += _caching(first)
+    if origins:
+        findings += await _cors(url, origins)
+    return findings
+
+
+class _Answer:
+    """A response after its redirects, with all the cookies on the way."""
+
+    def __init__(self) -> None:
+        self.cookies: list[tuple[str, str]] = []
+        self.response: HTTPResponse | None = None
+
+
+async def _ask(url: str, method: str, jar: dict[str, Cookie]) -> _Answer:
+    answer = _Answer()
+    jar = dict(jar)
+    client = AsyncHTTPClient()
+    for _ in range(_REDIRECTS):
+        sent = [f"{c.name}={c.value}" for c in jar.values() if c.goes_to(url)]
+        request = HTTPRequest(
+            url,
+            method=method,
+            headers={"Cookie": "; ".join(sent)} if sent else {},
+            body=b"" if method in ("POST", "PUT", "PATCH") else None,
+            follow_redirects=False,
+            request_timeout=_SECONDS,
+            connect_timeout=_SECONDS,
+        )
+        response = await client.fetch(request, raise_error=False)
+        if response.code == 599:
+            raise OSError(str(response.error))
+        answer.response = response
+        for header in response.headers.get_list("Set-Cookie"):
+            answer.cookies.append((url, header))
+            cookie = Cookie.parse(header)
+            if not any(cookie.refusals(url)):
+                jar[cookie.name] = cookie
+        location = response.headers.get("Location")
+        if response.code not in (301, 302, 303, 307, 308) or not location:
+            break
+        url = urljoin(url, location)
+        method = method if response.code in (307, 308) else "GET"
+    return answer
+
+
+def _keep(answer: _Answer, key: str | None) -> tuple[dict[str, Cookie], list[Finding]]:
+    """The cookies that a browser has now, and what is to say about each."""
+    jar: dict[str, Cookie] = {}
+    findings = []
+    for url, header in answer.cookies:
+        cookie = Cookie.parse(header)
+        reasons = list(cookie.refusals(url))
+        if reasons:
+            findings.append(
+                problem(
+                    "cookie-dropped",
+                    f"a browser drops the cookie {cookie.name}: {'; '.join(reasons)}",
+                    "it is not sent with the next request, so there is no session",
+                    "change COOKIE_URL or the options secure, domain, path, same_site, "
+                    "key; or how the server is reached (docs/cookies.md)",
+                )
+            )
+        elif cookie.expired:
+            jar.pop(cookie.name, None)
+        else:
+            jar[cookie.name] = cookie
+            lasts = cookie.attributes.get("max-age")
+            what = f"for {lasts} s" if lasts else "until it is closed"
+            findings.append(good("browser", f"keeps the cookie {cookie.name} {what}"))
+    return jar, findings
+
+
+def _none_came(url: str, method: str, key: str) -> Finding:
+    https = url.startswith("https:")
+    return problem(
+        "no-cookie",
+        f"{method} {url} sets no cookie {key}",
+        "a session begins when a handler puts something into it and does not fail; "
+        "until then there is no cookie. "
+        + (
+            "Behind a proxy that speaks https, a server that does not know so begins "
+            "no session with a Secure cookie"
+            if https
+            else "Over plain http no session with a Secure cookie begins"
+        ),
+        "name a page that writes to the session (--method POST if need be)"
+        + ("; start Tornado with xheaders=True behind a proxy" if https else ""),
+    )
+
+
+def _compare(kept: Cookie, answer: _Answer, key: str) -> Finding:
+    for url, header in answer.cookies:
+        cookie = Cookie.parse(header)
+        if cookie.name != key or any(cookie.refusals(url)):
+            continue
+        if cookie.expired:
+            return problem(
+                "session-lost",
+                "the server clears the session cookie that it has just set",
+                "it verified the cookie and found no such session: it looks into "
+                "another database, or the session is ended at once",
+                "give all processes the same DATABASE_URL; see that the page does not "
+                "end the session",
+            )
+        if cookie.session != kept.session:
+            return problem(
+                "session-not-kept",
+                "the second request began another session",
+                "the server did not accept its own cookie: processes with different "
+                "APP_KEYS, keys made anew at each start, or another APP_NAME",
+                "give all processes the same APP_KEYS and APP_NAME",
+            )
+        return good("session", "the second request found the session of the first")
+    return advice(
+        "session-unseen",
+        "the second request was answered without a session cookie",
+        "with overwrite=False that is as it should be; else the session was not found",
+        "look whether the page shows what the session holds",
+    )
+
+
+def _caching(answer: _Answer) -> Iterator[Finding]:
+    response = answer.response
+    if response is None or not response.headers.get_list("Set-Cookie"):
+        return
+    policy = response.headers.get("Cache-Control", "").lower()
+    if "public" in policy or "s-maxage" in policy:
+        yield problem(
+            "cached-cookie",
+            f"the response with the cookie says Cache-Control: {policy}",
+            "a shared cache may give one visitor's session to all the others",
+            "no public and no s-maxage where a session is; the library's own default "
+            "is private, no-cache",
+        )
+
+
+async def _cors(url: str, origins: Sequence[str]) -> list[Finding]:
+    findings = []
+    for origin in origins:
+        response = await AsyncHTTPClient().fetch(
+            HTTPRequest(url, headers={"Origin": origin}, request_timeout=_SECONDS),
+            raise_error=False,
+        )
+        headers = response.headers
+        if (
+            headers.get("Access-Control-Allow-Origin") != origin
+            or headers.get("Access-Control-Allow-Credentials") != "true"
+        ):
+            findings.append(
+                problem(
+                    "cors",
+                    f"the server does not let pages of {origin} read its answers",
+                    "a browser hides the answer, and keeps no cookie of it",
+                    "give the server the same CORS_URL, and its handlers CorsMixin (or "
+                    "use get_app)",
+                )
+            )
+        else:
+            findings.append(good("cors", f"pages of {origin} may ask with cookies"))
+    return findings

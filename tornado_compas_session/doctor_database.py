@@ -1,0 +1,263 @@
+"""The doctor's look at the database: reachable, complete, allowed, and how reached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tornado_compas_session.exceptions import StoreError, StoreUnavailable
+from tornado_compas_session.findings import Finding, advice, good, problem
+from tornado_compas_session.migrations import pending
+from tornado_compas_session.protocols import Pool
+from tornado_compas_session.queries import compile_statement
+
+MIN_VERSION = 130000
+#: Seconds that two clocks may differ before it is worth a word.
+CLOCK_SLACK = 5.0
+_SECONDS = 10.0
+# SQLSTATEs of a login that fails, of a database that is not there, of no permission.
+_REFUSED = re.compile(r"\((28\w{3}|3D000|42501)\)")
+
+_ABOUT = compile_statement(
+    "about",
+    "SELECT current_setting('server_version_num')::integer,"
+    " current_setting('server_version'), current_user::text,"
+    " extract(epoch FROM clock_timestamp())::float8,"
+    " pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+)
+_TABLE = compile_statement(
+    "table",
+    "SELECT to_regclass('compas_session') IS NOT NULL, current_schemas(false)::text[]",
+)
+_RIGHTS = compile_statement(
+    "rights",
+    "SELECT verb FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS verb"
+    " WHERE NOT has_table_privilege('compas_session', verb)",
+)
+_COLUMNS = compile_statement(
+    "columns",
+    "SELECT attname::text FROM pg_attribute WHERE attrelid = "
+    "to_regclass('compas_session') AND attnum > 0 AND NOT attisdropped",
+)
+_INDEXED = compile_statement(
+    "indexed",
+    "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a"
+    " ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
+    " WHERE i.indrelid = to_regclass('compas_session') AND i.indisvalid",
+)
+_BACKEND = compile_statement("backend", "SELECT pg_backend_pid()")
+
+COLUMNS = {
+    *("id_hash", "data", "user_id", "created_at", "updated_at", "expires_at"),
+    *("reap_after", "authenticated_at", "own_idle", "own_absolute"),
+    *("previous_id_hash", "previous_until", "successor", "user_agent", "address"),
+}
+#: What each index is for, by the column that it begins with.
+INDEXES = {
+    "id_hash": "every request",
+    "reap_after": "the cleanup",
+    "user_id": "listing and ending a user's sessions",
+    "previous_id_hash": "every request with a regenerated or unknown id",
+}
+
+
+async def examine(dsn: str, clock: Callable[[], float]) -> list[Finding]:
+    """What is to say about the database; one that is away is a finding, too."""
+    try:
+        async with _opened(dsn) as pool:
+            findings = await _server(pool, clock)
+            findings += await _schema(pool)
+            if not any(finding.level == "problem" for finding in findings):
+                async with _opened(dsn) as other:
+                    findings += await _pooling(pool, other)
+            return findings
+    except (StoreError, ValueError) as error:
+        # The pool says both of these by one error: they pass, as far as it can know.
+        refused = not isinstance(error, StoreUnavailable) or _REFUSED.search(str(error))
+        return [_refused(error) if refused else _unreachable(error)]
+
+
+def _unreachable(error: Exception) -> Finding:
+    return problem(
+        "database-unreachable",
+        f"the database cannot be reached: {_reason(error)}",
+        "every request with a session gets a 503 until it can",
+        "check DATABASE_URL, that PostgreSQL runs, and the network between",
+    )
+
+
+def _refused(error: Exception) -> Finding:
+    return problem(
+        "database-refused",
+        f"the database refuses us: {_reason(error)}",
+        "every request with a session gets a 503",
+        "check user, password and database name in DATABASE_URL",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+
+
+@asynccontextmanager
+async def _opened(dsn: str) -> AsyncIterator[Pool]:
+    from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+
+    pool = AsyncpgPool(
+        await open_pool(dsn, min_size=0, max_size=1, timeout=_SECONDS),
+        timeout=_SECONDS,
+    )
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def _server(pool: Pool, clock: Callable[[], float]) -> list[Finding]:
+    before = clock()
+    [(number, version, user, now, read_only)] = await pool.fetch(_ABOUT)
+    ahead = now - (before + clock()) / 2
+    findings = [good("database", f"PostgreSQL {version}, as {user}")]
+    if number < MIN_VERSION:
+        findings.append(
+            problem(
+                "database-version",
+                f"PostgreSQL {version}",
+                "the statements need 13 or newer",
+                "upgrade the server",
+            )
+        )
+    if read_only:
+        findings.append(
+            problem(
+                "read-only",
+                "the database takes no writes: a standby, or switched to read-only",
+                "sessions can be read and not saved; such requests get a 503",
+                "point DATABASE_URL at the primary (target_session_attrs=read-write "
+                "among several hosts)",
+            )
+        )
+    if abs(ahead) > CLOCK_SLACK:
+        findings.append(
+            advice(
+                "clock",
+                f"the database's clock is {abs(ahead):.0f} s "
+                f"{'ahead of' if ahead > 0 else 'behind'} this machine's",
+                "sessions expire by the database's clock and signatures are dated by "
+                "this machine's: cookies that are dated over a day ahead are refused",
+                "run a time service (NTP) on both",
+            )
+        )
+    return findings
+
+
+async def _schema(pool: Pool) -> list[Finding]:
+    [(there, path)] = await pool.fetch(_TABLE)
+    if not there:
+        return [
+            problem(
+                "schema-missing",
+                "there is no table compas_session in " + (", ".join(path) or "reach"),
+                "every request with a session gets a 503",
+                "run `tornado-compas-session migrate`, against this database and with "
+                "this search_path",
+            )
+        ]
+    findings: list[Finding] = []
+    names = {row[0] for row in await pool.fetch(_COLUMNS)}
+    if missing := COLUMNS - names:
+        findings.append(
+            problem(
+                "schema-columns",
+                "the table compas_session lacks " + ", ".join(sorted(missing)),
+                "every request with a session gets a 503",
+                "run `tornado-compas-session migrate`; if that says it is up to date, "
+                "the table was changed by hand",
+            )
+        )
+    if lacking := [row[0] for row in await pool.fetch(_RIGHTS)]:
+        findings.append(
+            problem(
+                "privileges",
+                "this user may not " + ", ".join(lacking) + " on compas_session",
+                "requests that need it get a 503",
+                f"GRANT {', '.join(lacking)} ON compas_session TO …, as its owner",
+            )
+        )
+    indexed = {row[0] for row in await pool.fetch(_INDEXED)}
+    for column in INDEXES.keys() - indexed:
+        findings.append(
+            problem(
+                "index-missing",
+                f"there is no valid index on compas_session ({column})",
+                f"{INDEXES[column]} reads the whole table; under load it times out",
+                "make it anew with CREATE INDEX CONCURRENTLY, as "
+                "`tornado-compas-session migrate --print` has it",
+            )
+        )
+    findings += await _pending(pool)
+    if not findings:
+        findings.append(good("schema", "table, columns, indexes and rights are there"))
+    return findings
+
+
+async def _pending(pool: Pool) -> list[Finding]:
+    try:
+        waiting = await pending(pool)
+    except StoreError:
+        # The ledger is for who migrates; whoever serves need not be let at it.
+        return []
+    if not waiting:
+        return []
+    return [
+        problem(
+            "schema-outdated",
+            "migrations are to be applied: " + ", ".join(waiting),
+            "this version of the library may ask for what is not there yet",
+            "run `tornado-compas-session migrate` before the new version serves",
+        )
+    ]
+
+
+async def _pooling(pool: Pool, other: Pool) -> list[Finding]:
+    """
+    Finds a pooler that gives each transaction any connection (PgBouncer).
+
+    Two clients at once never have the same backend, and one never another, unless
+    there is such a pooler between.
+    """
+    mine: set[Any] = set()
+    broken = False
+    try:
+        mine.add((await pool.fetch(_BACKEND))[0][0])
+        async with other.transaction() as connection:
+            [(theirs,)] = await connection.fetch(_BACKEND)
+            mine.add((await pool.fetch(_BACKEND))[0][0])
+        shared = theirs in mine or len(mine) > 1
+    except StoreError:
+        # What was prepared on the one connection was not there on the next.
+        broken = shared = True
+    if not shared:
+        return []
+    what = "something between gives each transaction another connection (PgBouncer?)"
+    if broken:
+        return [
+            problem(
+                "pgbouncer-prepared",
+                f"{what}, and prepared statements get lost on the way",
+                "requests fail now and then, when their statement was prepared on "
+                "another connection",
+                "PgBouncer 1.21 with max_prepared_statements, or pool_mode=session, or "
+                "prepared statements switched off in the driver (docs/pools.md)",
+            )
+        ]
+    return [
+        advice(
+            "pgbouncer",
+            what,
+            "sessions work that way only while prepared statements do",
+            "see docs/pools.md for the settings of each driver",
+        )
+    ]
