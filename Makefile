@@ -35,8 +35,9 @@ types: $(INSTALLED)
 bench: $(INSTALLED) ## Measure; choose what: make bench ARGS="--help"
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(INSTALLED) ## Serve the documentation while you write it
-	@exec $(BIN)/mkdocs serve $(ARGS)
+docs: $(INSTALLED) ## Build the documentation into site/; to see it: make docs ARGS=serve
+	@$(BIN)/python scripts/reference.py
+	@$(if $(ARGS),exec $(BIN)/mkdocs $(ARGS),$(BIN)/mkdocs build --strict)
 
 audit: $(INSTALLED) ## Ask for known vulnerabilities of what is locked
 	@$(BIN)/pip-audit --requirement requirements/dev.txt --no-deps

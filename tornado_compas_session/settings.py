@@ -162,7 +162,7 @@ def _host(url: str, problems: list[str]) -> str | None:
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """
-    The options of CONTRACT and of Compas, checked and resolved.
+    The options, after those of Compas, checked and resolved.
 
     Made by `SessionOptions.build(environment, **options)`; lifetimes in seconds.
     """

@@ -1,0 +1,262 @@
+"""What the pages say about the code is what the code says."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import DOCS, PAGES, ROOT, anchors, links, prose, rows
+from tornado_compas_session import get_app, session_settings
+from tornado_compas_session.cli import PREFIX
+from tornado_compas_session.settings import OPTION_NAMES, Environment, SessionOptions
+
+PACKAGE = ROOT / "tornado_compas_session"
+ENVIRONMENT = Environment("Shop", ("a-key-for-the-tests-only",), True, "example.com")
+#: Their defaults come from the environment, and are said in words.
+IN_WORDS = {"key", "domain", "secure"}
+#: Arguments of `session_settings` that are no options of the cookie.
+ARGUMENTS = {"environ", "on_reuse", "store"}
+
+
+def table(page: str, head: str) -> dict[str, str]:
+    """The rows of a page's tables that begin with this head: first cell to second."""
+    found: dict[str, str] = {}
+    wanted = False
+    for cells in rows(DOCS / page):
+        if not cells[0].startswith("`"):
+            wanted = cells[0] == head
+        elif wanted:
+            found[cells[0].strip("`")] = cells[1]
+    return found
+
+
+def value(text: str) -> Any:
+    """The Python value in a cell: the first text in backticks."""
+    names = {"timedelta": timedelta}
+    match = re.match(r"`([^`]+)`", text)
+    assert match, f"{text!r} is no Python"
+    return eval(match[1], names)
+
+
+# -- options ---------------------------------------------------------------------------
+
+
+def test_every_option_is_documented():
+    """The tables of options.md have the options that there are, and no others."""
+    documented = table("options.md", "option") | table("options.md", "argument")
+
+    assert {*OPTION_NAMES, *ARGUMENTS} == documented.keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTION_NAMES) - IN_WORDS))
+def test_documented_default_is_the_default(name: str):
+    """LC-14: what options.md names as the default is what leaving it out means."""
+    stated = value(table("options.md", "option")[name])
+    default = SessionOptions.build(ENVIRONMENT, has_store=True)
+
+    assert stated is not ...
+    assert default == SessionOptions.build(
+        ENVIRONMENT, has_store=True, **{name: stated}
+    )
+
+
+def test_a_wrong_default_would_be_found():
+    """The test above is able to fail, for each of them."""
+    default = SessionOptions.build(ENVIRONMENT, has_store=True)
+    others: dict[str, Any] = {
+        "max_age": timedelta(days=7),
+        "renew": 60,
+        "path": "/shop",
+        "same_site": "strict",
+        "previous_keys": ("old",),
+        "absolute_max_age": 9,
+        "anonymous_max_age": 9,
+        "timeout": 9,
+        "max_data_size": 999,
+        "regenerate_grace": 9,
+        "websocket_check": 9,
+        "max_sessions_per_user": 9,
+    }
+    for name in set(OPTION_NAMES) - IN_WORDS:
+        was = getattr(default, name)
+        wrong = others.get(name, not was)
+
+        assert default != SessionOptions.build(
+            ENVIRONMENT, has_store=True, **{name: wrong}
+        ), name
+
+
+def test_defaults_in_words():
+    """The three defaults that come from the environment are what options.md says."""
+    production = SessionOptions.build(ENVIRONMENT, has_store=True)
+    development = SessionOptions.build(
+        Environment("Shop", ("a-key",), False, "example.com"), has_store=True
+    )
+
+    assert ("shop.sess", "example.com", True) == (
+        production.key,
+        production.domain,
+        production.secure,
+    )
+    assert (None, False) == (development.domain, development.secure)
+
+
+def test_arguments_are_documented():
+    """The arguments of session_settings and get_app are in the tables."""
+    settings = {
+        name: parameter
+        for name, parameter in inspect.signature(session_settings).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert ARGUMENTS == settings.keys()
+
+    app = table("handlers.md", "argument")
+    parameters = inspect.signature(get_app).parameters
+    assert app.keys() == parameters.keys() - {"routes", "store", "options"}
+    for name, cell in app.items():
+        if name != "headers":
+            assert parameters[name].default == value(cell)
+
+
+# -- environment -----------------------------------------------------------------------
+
+
+def test_every_variable_is_documented():
+    """environment.md names each variable that the library, or the example, reads."""
+    read = {"APP_NAME", "APP_KEYS"}
+    sources = [*PACKAGE.rglob("*.py"), ROOT / "example_app.py"]
+    for source in [*sources, ROOT / "example_server.py"]:
+        read |= set(
+            re.findall(
+                r"environ(?:ment)?(?:\.get|\.setdefault)?[(\[]\"([A-Z][A-Z_]+)\"",
+                source.read_text(encoding="utf-8"),
+            )
+        )
+    documented = set(table("environment.md", "variable"))
+    text = (DOCS / "environment.md").read_text(encoding="utf-8")
+
+    assert all(name in text for name in read)
+    assert PREFIX in text
+    read = {name for name in read if not name.startswith("PG")}
+    assert read <= documented
+    assert documented <= read | {"NODE_ENV", "DATABASE_URL"}
+
+
+# -- names, links, the reference -------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path):
+    """Each relative link is to a file that is there, and each anchor to a heading."""
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_navigation():
+    """mkdocs.yml has all pages, and no page that is not there."""
+    named = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+
+    assert sorted(page.name for page in DOCS.glob("*.md")) == sorted(named)
+
+
+def test_pages_name_no_machine():
+    """No path of anybody's machine is in a page."""
+    for page in PAGES:
+        assert not re.search(r"/(home|root|Users|work)/", page.read_text()), page.name
+
+
+def test_the_reference_is_up_to_date():
+    """docs/reference.md is what the docstrings say now."""
+    result = subprocess.run(
+        [sys.executable, "scripts/reference.py", "--check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+
+    assert "" == result.stderr
+    assert 0 == result.returncode
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path):
+    """`make docs`: a warning would fail it; nothing is loaded from elsewhere."""
+    pytest.importorskip("material", reason="mkdocs-material: pip install '.[dev]'")
+
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+
+    assert 0 == result.returncode, result.stdout + result.stderr
+    assert (tmp_path / "index.html").exists()
+    html = (tmp_path / "quickstart.html").read_text(encoding="utf-8")
+    loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)', html)
+    loaded += re.findall(r'<link[^>]* rel="stylesheet"[^>]* href="([^"]+)', html)
+    assert [] == [address for address in loaded if "//" in address]
+
+
+# -- the security page -----------------------------------------------------------------
+
+COUNTS = {
+    "ID": 8,
+    "CK": 17,
+    "LC": 14,
+    "SG": 9,
+    "ST": 10,
+    "CA": 2,
+    "CO": 9,
+    "WS": 2,
+    "LG": 4,
+    "AP": 6,
+}
+CHECKLIST = [
+    *(f"{area}-{n}" for area, count in COUNTS.items() for n in range(1, count + 1)),
+    "DOC-1",
+    *(f"T{n}" for n in range(1, 37)),
+    *(f"R{n}" for n in range(1, 27)),
+]
+
+
+def test_every_row_of_the_checklist_is_answered():
+    """security.md has one row for each, with an answer and its test, or a reason."""
+    answered = {
+        cells[0]: cells
+        for cells in rows(DOCS / "security.md")
+        if re.fullmatch(r"[A-Z]{1,3}-?\d+", cells[0])
+    }
+
+    assert sorted(CHECKLIST) == sorted(answered)
+    for cells in answered.values():
+        assert 3 == len(cells)
+        assert cells[1] and cells[2], f"{cells[0]} is not answered"
+
+
+def test_named_tests_exist():
+    """Each test that security.md names is a test in tests/."""
+    named = set(re.findall(r"`(test_\w+)`", prose(DOCS / "security.md")))
+    defined = {
+        node.name
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+    assert set() == named - defined
