@@ -48,7 +48,7 @@ def partition(dsn: str) -> None:
     )
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE compas_session")
-        connection.execute(sql + parts)  # type: ignore[arg-type]
+        connection.execute(sql + parts)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ class TestPostgresStore(StoreSuite):
     def bench(self, kind: str, dsn: str, new_store: MakeStore) -> Bench:
         def run(sql: str, **values: str) -> None:
             with psycopg.connect(dsn, autocommit=True) as connection:
-                connection.execute(sql, values or None)  # type: ignore[arg-type]
+                connection.execute(sql, values or None)
 
         run("DELETE FROM compas_session")
         driver = "connect" if kind == "partitioned" else kind
