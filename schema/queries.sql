@@ -205,9 +205,14 @@ SELECT count(*) FILTER (WHERE live) FROM ended;
 
 -- delete_expired --
 -- Whether a row has expired is asked again when it is deleted: it may have been renewed.
-WITH doomed AS (
+-- Of several cleaners one works at a time; the others find nothing to do. The lock is
+-- this statement's, so that it holds behind PgBouncer and never outlives a process.
+WITH claim AS MATERIALIZED (
+     SELECT pg_try_advisory_xact_lock(7290217303148222) AS granted),
+     doomed AS (
      SELECT s.id_hash FROM compas_session s
-      WHERE s.reap_after <= (now() AT TIME ZONE 'UTC')::date AND s.expires_at <= now()
+      WHERE (SELECT granted FROM claim)
+        AND s.reap_after <= (now() AT TIME ZONE 'UTC')::date AND s.expires_at <= now()
       ORDER BY s.reap_after
       LIMIT :limit::integer
         FOR UPDATE SKIP LOCKED),

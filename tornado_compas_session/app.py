@@ -15,6 +15,7 @@ from typing import Any
 from tornado.web import Application, ErrorHandler, RequestHandler
 
 from tornado_compas_session.apperror import AppErrorMixin
+from tornado_compas_session.cleaner import Cleaner, cleaner_of
 from tornado_compas_session.cors import CorsMixin
 from tornado_compas_session.protocols import SessionStore
 from tornado_compas_session.settings import OPTION_NAMES
@@ -52,6 +53,7 @@ def get_app(
     health: bool = True,
     not_found: bool = True,
     request_id: bool = True,
+    cleaner: bool = True,
     headers: Mapping[str, str | None] | None = None,
     **options: Any,
 ) -> Application:
@@ -62,6 +64,7 @@ def get_app(
     Handlers need not name the mixins; what a handler defines itself wins. `headers` go
     out with every response; None takes one of Tornado's away. `options` are those of
     `session_settings()` and Tornado's own settings; any other name is a `TypeError`.
+    From the first request on, a `Cleaner` deletes expired sessions now and then.
     Requests that pages of other origins forge get a 403, unless
     `cross_origin_protection=False` (before Tornado 6.6: or `cors=False`).
     """
@@ -82,6 +85,7 @@ def get_app(
         [*health_route, *routes],
         mixins=tuple(mixin for mixin, wanted in mixins.items() if wanted),
         default_headers=dict(headers or {}),
+        session_cleaner=cleaner_of(store) if cleaner else None,
         **settings,
     )
 
@@ -121,6 +125,9 @@ class DressingApplication(Application):
         **kwargs: Any,
     ) -> Any:
         """Every route ends here: nested, by host, added later, static and the 404."""
+        cleaner: Cleaner | None = self.settings["session_cleaner"]
+        if cleaner is not None:
+            cleaner.start()  # here, because this is the process that serves
         if target_class not in self._dressed:
             self._dressed[target_class] = self._dress(target_class)
         dressed = self._dressed[target_class]
