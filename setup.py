@@ -87,5 +87,6 @@ setup(
     },
     entry_points={
         "console_scripts": [f"tornado-compas-session={PACKAGE}.cli:main"],
+        "pytest11": [f"tornado-compas-session={PACKAGE}.pytest_plugin"],
     },
 )

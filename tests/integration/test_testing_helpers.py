@@ -1,0 +1,242 @@
+"""What users test their own applications and stores with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from tornado_compas_session import (
+    MemorySessionStore,
+    PostgresSessionStore,
+    SessionMixin,
+    SettingsError,
+    session_settings,
+)
+from tornado_compas_session.testing import Clock, session_cookie
+
+ROOT = Path(__file__).parents[2]
+
+
+class Who(SessionMixin, RequestHandler):
+    def get(self) -> None:
+        self.write({"data": dict(self.session), "max_age": self.session.max_age})
+
+
+async def answer(settings: dict[str, Any], cookie: str) -> dict[str, Any]:
+    server = HTTPServer(Application([("/", Who)], **settings))
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    try:
+        url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/"
+        response = await AsyncHTTPClient().fetch(url, headers={"Cookie": cookie})
+        return dict(json.loads(response.body))
+    finally:
+        server.stop()
+
+
+async def test_cookie_signs_a_client_in(database: str) -> None:
+    """With the real store the session is really there, and found by its user."""
+    store = await PostgresSessionStore.connect(database)
+    try:
+        settings = session_settings(store=store)
+        cookie = await session_cookie(settings, {"user_id": 7, "cart": [1]})
+        answered = await answer(settings, cookie)
+
+        assert {"user_id": 7, "cart": [1]} == answered["data"]
+        assert 1 == len(await store.sessions_of(7))
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep_public_cookie": True},
+        {"signed": False},
+        {"key": "__Host-shop", "secure": True, "max_age": "session"},
+    ],
+)
+async def test_cookie_fits_the_options(options: dict[str, Any]) -> None:
+    """Whatever the cookie looks like, the application reads it."""
+    settings = session_settings(store=MemorySessionStore(), **options)
+    cookie = await session_cookie(settings, {"user_id": 7})
+
+    assert {"user_id": 7} == (await answer(settings, cookie))["data"]
+
+
+async def test_cookie_without_a_store() -> None:
+    """The data is in the cookie then."""
+    settings = session_settings()
+    cookie = await session_cookie(settings, {"user_id": 7})
+
+    assert {"user_id": 7} == (await answer(settings, cookie))["data"]
+
+
+async def test_attributes_of_the_session_can_be_given() -> None:
+    """As for "remember me"."""
+    settings = session_settings(store=MemorySessionStore())
+    cookie = await session_cookie(settings, {"user_id": 7}, max_age=86400)
+
+    assert 86400 == (await answer(settings, cookie))["max_age"]
+
+
+async def test_moved_clock_expires_sessions() -> None:
+    """Six days pass in no time."""
+    clock = Clock()
+    settings = session_settings(store=MemorySessionStore(clock=clock), max_age=600)
+    cookie = await session_cookie(settings, {"user_id": 7})
+
+    clock.move(minutes=9)
+    assert {"user_id": 7} == (await answer(settings, cookie))["data"]
+    clock.move(minutes=9)  # it was used, so it lives on
+    assert {"user_id": 7} == (await answer(settings, cookie))["data"]
+    clock.move(601)
+    assert {} == (await answer(settings, cookie))["data"]
+
+
+async def test_misuse_is_explained() -> None:
+    """Settings of something else, and a session that would not be stored."""
+    with pytest.raises(SettingsError, match="session_settings"):
+        await session_cookie({}, {"user_id": 7})
+    with pytest.raises(SettingsError, match="without data"):
+        await session_cookie(session_settings(store=MemorySessionStore()), {})
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own, with our plugin and with none that happens to be there."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+            *("-p", "tornado_compas_session.pytest_plugin", *arguments),
+        ],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_fixtures_of_the_plugin(tmp_path: Path) -> None:
+    """A user's test that names them gets them, with nothing else set up."""
+    (tmp_path / "test_shop.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio
+            from tornado_compas_session import session_settings
+            from tornado_compas_session.testing import session_cookie
+
+            def test_expiry(session_store, session_clock, session_environ):
+                settings = session_settings(store=session_store, max_age=60)
+                cookie = asyncio.run(session_cookie(settings, {"user_id": 7}))
+                assert cookie.startswith("test.sess=2|")
+                assert 1 == len(session_store)
+                session_clock.move(61)
+                assert 0 == len(session_store)
+            """
+        )
+    )
+    run = run_pytest(tmp_path)
+
+    assert 0 == run.returncode, run.stdout + run.stderr
+    assert "1 passed" in run.stdout
+
+
+def test_plugin_is_idle_unless_used(tmp_path: Path) -> None:
+    """It sets no variable, adds no option and touches no test."""
+    (tmp_path / "test_other.py").write_text(
+        "import os\ndef test_nothing():\n    assert 'shop' == os.environ['APP_NAME']\n"
+    )
+    os.environ["APP_NAME"] = "shop"  # the fixture `environment` takes it back
+    run = run_pytest(tmp_path)
+
+    assert 0 == run.returncode, run.stdout + run.stderr
+
+
+OWN_STORE = """
+import asyncio, inspect
+import pytest
+from tornado_compas_session import MemorySessionStore
+from tornado_compas_session.conformance import Bench, StoreSuite
+from tornado_compas_session.testing import Clock
+
+class Mine(MemorySessionStore):
+    {fault}
+
+class TestMine(StoreSuite):
+    @pytest.fixture
+    def bench(self):
+        clock = Clock()
+        return Bench(Mine(clock=clock), clock.move)
+"""
+# What pytest-asyncio does, in as little as will do.
+RUNNER = """
+import asyncio, inspect
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        asyncio.run(pyfuncitem.obj(bench=pyfuncitem.funcargs["bench"]))
+        return True
+"""
+
+
+def test_suite_passes_a_good_store_of_ones_own(tmp_path: Path) -> None:
+    """Who writes a store derives a class, supplies the store, and has the tests."""
+    (tmp_path / "conftest.py").write_text(RUNNER)
+    (tmp_path / "test_mine.py").write_text(OWN_STORE.format(fault="pass"))
+    run = run_pytest(tmp_path, "-q")
+
+    assert 0 == run.returncode, run.stdout
+
+
+FAULTS = {
+    "resurrects": """
+    async def save(self, session_id, change):
+        if not await self.load(session_id):
+            return await self.create(session_id, change)
+        return await super().save(session_id, change)
+    """,
+    "overwrites": """
+    async def create(self, session_id, change):
+        await self.delete(session_id)
+        return await super().create(session_id, change)
+    """,
+    "reading extends": """
+    async def load(self, session_id):
+        await self.save(session_id, __import__('tornado_compas_session.types',
+            fromlist=['x']).SessionChange(idle=3600.0))
+        return await super().load(session_id)
+    """,
+    "replaces": """
+    async def save(self, session_id, change):
+        return await super().save(session_id, change._replace(replace=True))
+    """,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_suite_catches_a_faulty_store(fault: str, tmp_path: Path) -> None:
+    """The mistakes that stores of this field have made do not pass."""
+    (tmp_path / "conftest.py").write_text(RUNNER)
+    (tmp_path / "test_mine.py").write_text(OWN_STORE.format(fault=FAULTS[fault]))
+    run = run_pytest(tmp_path, "-q", "-x")
+
+    assert 1 == run.returncode, run.stdout
+    assert "failed" in run.stdout

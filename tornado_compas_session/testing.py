@@ -1,0 +1,66 @@
+"""
+Helpers for the tests of applications: a clock that is moved by hand, and the cookie of
+a visitor who has a session already.
+
+As fixtures of pytest: `pytest_plugin.py`. For those who write a store of their own:
+`conformance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from tornado_compas_session.exceptions import SettingsError
+from tornado_compas_session.manager import SessionManager
+from tornado_compas_session.session import Session
+from tornado_compas_session.types import JSON
+
+__all__ = ["Clock", "session_cookie"]
+
+
+class Clock:
+    """
+    A clock that stands still until it is moved.
+
+    `MemorySessionStore(clock=Clock())` expires sessions by it, without any waiting.
+    """
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        #: Seconds since the epoch.
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float = 0.0, **units: float) -> None:
+        """
+        Lets time pass: `clock.move(30)`, `clock.move(days=6)`; units as of `timedelta`.
+        """
+        self.now += timedelta(seconds=seconds, **units).total_seconds()
+
+
+async def session_cookie(
+    settings: Mapping[str, Any], data: Mapping[str, JSON], **attributes: Any
+) -> str:
+    """
+    The Cookie header of a visitor whose session holds `data`; the session is created.
+
+    `settings` is what `session_settings()` returned, or an application's `settings`.
+    `attributes` are set on the session: `max_age=…`, `absolute_max_age=…`. Raises
+    whatever the store raises, and `SettingsError` if `data` is empty, because such a
+    session is never stored.
+    """
+    manager: SessionManager | None = settings.get("session_manager")
+    if manager is None:
+        raise SettingsError("these are no settings from session_settings()")
+    session = Session(manager)
+    session.replace(data)
+    for name, value in attributes.items():
+        setattr(session, name, value)
+    await manager.save(session)
+    if session.is_new:
+        raise SettingsError("a session without data is not stored, so it has no cookie")
+    pairs = [header.partition(";")[0] for header in manager.cookies(session)]
+    return "; ".join(pairs)
