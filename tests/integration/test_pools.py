@@ -146,7 +146,9 @@ def test_another_momoko_is_refused(monkeypatch: pytest.MonkeyPatch):
     from tornado_compas_session.pools import momoko
 
     monkeypatch.setattr(momoko, "version", lambda name: "2.2.4")
-    with pytest.raises(SettingsError, match="pip install --no-deps momoko==2.2.5.1"):
+    with pytest.raises(
+        SettingsError, match=r"pip install --no-deps momoko==2\.2\.5\.1"
+    ):
         momoko.MomokoPool(object(), timeout=1)
 
 

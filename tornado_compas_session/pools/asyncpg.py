@@ -50,11 +50,17 @@ async def open_pool(
             options["statement_cache_size"] = 0
         connection = await asyncpg.connect(*args, **options)
         if prepares is None:
-            prepares = not await _is_proxied(connection)
+            try:
+                proxied = await _is_proxied(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            if proxied and prepares is None:  # another one may have said it meanwhile
+                logger.info("a PgBouncer was noticed: sessions do without prepared SQL")
+            prepares = not proxied
             if prepares:
                 await connection.close()
                 return await connect(*args, **options | {"statement_cache_size": 100})
-            logger.info("a PgBouncer was noticed: sessions do without prepared SQL")
         _watch_link(connection, timeout)
         return connection
 

@@ -1,0 +1,193 @@
+"""Behind a PgBouncer in transaction mode: it works, or says what must be set."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import psycopg
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from tests.drivers import make_store
+from tests.store_suite import change, created, data_of
+from tornado_compas_session import PostgresSessionStore
+from tornado_compas_session.embedded import free_port
+from tornado_compas_session.migrations import migrate
+
+
+@pytest.fixture
+def bouncer(database: str) -> Iterator[str]:
+    """The URL of the test's database through a PgBouncer of its own, of two servers."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("no PgBouncer from the distribution's package `pgbouncer`")
+    parts, port = urlsplit(database), free_port()
+    with tempfile.TemporaryDirectory(prefix="bouncer-") as folder:
+        settings = Path(folder, "bouncer.ini")
+        settings.write_text(
+            f"[databases]\n* = host={parts.hostname} port={parts.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+            "unix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
+            f"default_pool_size = 2\nuser = {_user()}\n"
+            "[databases]\n"
+            f"{parts.path[1:]} = host={parts.hostname} port={parts.port} "
+            "user=postgres\n"
+        )
+        Path(folder).chmod(0o755)
+        process = subprocess.Popen(
+            [program, "-q", str(settings)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        dsn = parts._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
+        try:
+            _wait_for(dsn, process)
+            yield dsn
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _user() -> str:
+    """PgBouncer refuses to run as root."""
+    if os.geteuid():
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return "nobody"
+
+
+def _wait_for(dsn: str, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, "PgBouncer did not start"
+        try:
+            psycopg.connect(dsn, prepare_threshold=None).close()
+            return
+        except psycopg.OperationalError:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+
+
+async def use_heavily(stores: list[PostgresSessionStore]) -> int:
+    """Many sessions over several pools at once; returns how many errors there were."""
+    ids = [await created(stores[0], {"mark": str(n)}) for n in range(20)]
+    errors = 0
+
+    async def use(n: int) -> None:
+        nonlocal errors
+        store, which = stores[n % len(stores)], n % len(ids)
+        found = await data_of(store, ids[which])
+        assert str(which) == found["mark"]
+        if n % 3 == 0:
+            await store.save(ids[which], change({"n": n}))
+        if n % 7 == 0:
+            async with store.lock(ids[which], 10) as locked:
+                assert locked is not None
+                assert f'"{which}"' in locked.record.data
+
+    for round_ in range(10):
+        results = await asyncio.gather(
+            *[use(round_ * 30 + n) for n in range(30)], return_exceptions=True
+        )
+        errors += sum(isinstance(result, Exception) for result in results)
+    return errors
+
+
+async def test_connect_notices_it_and_works(
+    bouncer: str, caplog: pytest.LogCaptureFixture
+):
+    """Without prepared statements, which one line says; nothing is mixed up."""
+    caplog.set_level(logging.INFO, logger="tornado_compas_session")
+    stores = [await make_store("connect", bouncer) for _ in range(2)]
+
+    assert 0 == await use_heavily(stores)
+
+    noticed = [r for r in caplog.records if "PgBouncer was noticed" in r.getMessage()]
+    assert 2 == len(noticed)
+    for store in stores:
+        await store.close()
+
+
+async def test_a_direct_connection_prepares_statements(
+    database: str, caplog: pytest.LogCaptureFixture
+):
+    """Nothing is noticed, and the advantage is kept."""
+    caplog.set_level(logging.INFO, logger="tornado_compas_session")
+    store = await make_store("connect", database)
+    pool: Any = store._pool
+    await created(store)
+    async with pool._pool.acquire() as connection:
+        rows = await connection.fetch("SELECT count(*) FROM pg_prepared_statements")
+        assert rows[0][0] >= 1
+    assert not [r for r in caplog.records if "PgBouncer" in r.getMessage()]
+    await store.close()
+
+
+async def test_migrations_run_through_it(bouncer: str):
+    """Their lock is one of the transaction."""
+    assert [] == await migrate(bouncer)
+
+
+async def test_momoko_works_through_it(bouncer: str):
+    """It prepares nothing."""
+    stores = [await make_store("momoko", bouncer) for _ in range(2)]
+    assert 0 == await use_heavily(stores)
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("threshold", [5, None])
+async def test_an_applications_psycopg_pool(
+    bouncer: str, caplog: pytest.LogCaptureFixture, threshold: int | None
+):
+    """Sessions do without prepared statements; a warning is for the rest of it."""
+    stores = []
+    for _ in range(2):
+        pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            bouncer,
+            min_size=1,
+            max_size=4,
+            open=False,
+            kwargs={"prepare_threshold": threshold},
+        )
+        await pool.open()
+        stores.append(PostgresSessionStore(pool))
+
+    assert 0 == await use_heavily(stores)
+
+    warned = [
+        r for r in caplog.records if '"prepare_threshold": None' in r.getMessage()
+    ]
+    assert (2 if threshold else 0) == len(warned)
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("cache", [100, 0])
+async def test_an_applications_asyncpg_pool(
+    bouncer: str, caplog: pytest.LogCaptureFixture, cache: int
+):
+    """With prepared statements, a warning names the setting; without them, it works."""
+    pool = await asyncpg.create_pool(
+        bouncer, min_size=0, max_size=4, statement_cache_size=cache
+    )
+    store = PostgresSessionStore(pool)
+    if cache:
+        await asyncio.gather(*[store.check() for _ in range(4)], return_exceptions=True)
+    else:
+        assert 0 == await use_heavily([store])
+
+    warned = [r for r in caplog.records if "statement_cache_size=0" in r.getMessage()]
+    assert (1 if cache else 0) == len(warned)
+    await store.close()
