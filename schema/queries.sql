@@ -191,12 +191,15 @@ SELECT count(*) FILTER (WHERE live) FROM ended;
 
 -- revoke_oldest --
 -- Ends the sessions of a user that are over the allowed number, the longest unused first.
+-- One that is locked is in use, or being ended: no sign-in waits for it. The user is
+-- named twice so that the index serves twice.
 DELETE FROM compas_session s
- WHERE s.id_hash IN (
+ WHERE s.user_id = :user_id::text AND s.id_hash IN (
        SELECT o.id_hash FROM compas_session o
         WHERE o.user_id = :user_id::text AND o.expires_at > now()
         ORDER BY o.updated_at DESC, o.created_at DESC
-       OFFSET :allowed::integer)
+       OFFSET :allowed::integer
+          FOR UPDATE SKIP LOCKED)
 RETURNING s.id_hash;
 
 -- revoke_all --
