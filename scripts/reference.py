@@ -18,7 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tornado_compas_session as package  # noqa: E402
-from tornado_compas_session import embedded, migrations, types  # noqa: E402
+from tornado_compas_session import (  # noqa: E402
+    cleaner,
+    embedded,
+    migrations,
+    testing,
+    types,
+)
 
 PAGE = ROOT / "docs" / "reference.md"
 
@@ -63,7 +69,9 @@ MODULES: list[tuple[str, list[Any]]] = [
         "tornado_compas_session.migrations",
         [migrations.migrate, migrations.pending, migrations.script],
     ),
+    ("tornado_compas_session.cleaner", [cleaner.Cleaner]),
     ("tornado_compas_session.embedded", [embedded.EmbeddedPostgres]),
+    ("tornado_compas_session.testing", [testing.session_cookie, testing.Clock]),
 ]
 #: Documented at Tornado; what they do here is in the class's own words.
 _TORNADOS = {
@@ -77,7 +85,7 @@ _TORNADOS = {
     "set_default_headers",
 }
 #: Between the session and its manager.
-_INNER = {"Session": {"change", "committed", "cookie", "rebase", "size"}}
+_INNER = {"Session": {"change", "committed", "cookie", "rebase", "size", "untouched"}}
 
 
 def page() -> str:
