@@ -209,7 +209,8 @@ async def test_5_values_are_compared_and_no_checksums(start):
 
 def _same_checksum():
     """Two texts whose sessions have the same CRC-32; some 80,000 tries."""
-    seen, chance = {}, random.Random(5)
+    seen: dict[int, str] = {}
+    chance = random.Random(5)
     while True:
         text = f"{chance.getrandbits(64):016x}"
         checksum = zlib.crc32(f'{{"text":"{text}"}}'.encode())

@@ -85,7 +85,6 @@ async def test_a_host_cookie_cannot_be_faked(io_loop, store):
     key = "__Host-sid"
     app = make_app([("/", Page)], store, key=key, secure=True)
     with serve(app, xheaders=True) as url:
-        ring = app.settings["session_manager"].keys
         https = b"X-Scheme: https"
         values = {}
         for who in (b"ada", b"eve"):
