@@ -402,6 +402,8 @@ class Session(MutableMapping[str, JSON]):
         self._fresh = True
         if self._replaced is mark:
             self._replaced = None
+            if change.replace:
+                self._before.clear()  # the row has none of what was there before
             self._before.update(change.changed)
             self._before.update(dict.fromkeys(change.removed))
         if (self._own_idle, self._own_absolute) == (

@@ -198,6 +198,20 @@ def test_after_a_save_only_later_changes_are_written():
     assert ({"b": '{"c":[1,2,3,4]}'}, set()) == written(session)
 
 
+def test_a_key_from_before_a_replacement_is_written_anew():
+    """
+    What the row lost by `self.session = {…}` and a save is not believed to be there:
+    setting it to the old value once was no change, and was lost.
+    """
+    session = stored()
+    session["d"] = "y"
+    session.replace({"a": 1})
+    saved(session, session.change())
+    session["d"] = "x"
+
+    assert ({"d": '"x"'}, set()) == written(session)
+
+
 def test_a_change_during_a_save_stays_a_change():
     """It is written by the next one."""
     session = stored()
