@@ -16,6 +16,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from tests.docs.pages import blocks
 from tornado_compas_session import (
     MemorySessionStore,
     PostgresSessionStore,
@@ -165,6 +166,19 @@ def test_plugin_is_idle_unless_used(tmp_path: Path) -> None:
     os.environ["APP_NAME"] = "shop"  # the fixture `environment` takes it back
     run = run_pytest(tmp_path)
 
+    assert 0 == run.returncode, run.stdout + run.stderr
+
+
+def test_files_of_the_page_pass(tmp_path: Path) -> None:
+    """The tests that docs/testing.md shows are tests, and pass."""
+    (tmp_path / "conftest.py").write_text(RUNNER)
+    page = ROOT / "docs" / "testing.md"
+    files = {block.file: block.text for block in blocks(page) if block.file}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    run = run_pytest(tmp_path, "-q")
+
+    assert {"test_profile.py", "test_my_store.py"} == files.keys()
     assert 0 == run.returncode, run.stdout + run.stderr
 
 
