@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import subprocess
 import sys
@@ -14,7 +15,13 @@ import pytest
 from tornado_compas_session import cli
 from tornado_compas_session.cli import main
 from tornado_compas_session.migrations import migrations, script
-from tornado_compas_session.terminal import data_size, duration, passwords_of, redacted
+from tornado_compas_session.terminal import (
+    Progress,
+    data_size,
+    duration,
+    passwords_of,
+    redacted,
+)
 
 ROOT = Path(__file__).parents[2]
 # Nothing listens on port 1 of this machine.
@@ -215,6 +222,33 @@ def test_passwords_of_a_url_are_found(url: str, password: str) -> None:
 def test_text_of_strangers_cannot_take_over_the_terminal() -> None:
     """Control characters are replaced."""
     assert "a\N{REPLACEMENT CHARACTER}[2Jb" == redacted("a\x1b[2Jb", [])
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as a program can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_shows_for_what_takes_over_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a terminal, after a second; before that, and into a file, there is nothing."""
+    monkeypatch.setenv("TERM", "xterm")
+    screen, file = Screen(), io.StringIO()
+    for out, waited in ((file, 2.0), (screen, 0.0), (screen, 2.0)):
+        monkeypatch.setattr(sys, "stderr", out)
+        before = out.getvalue()
+        with Progress("copying sessions", 100) as progress:
+            progress._started -= waited
+            progress.advance(40)
+            progress.advance(2)
+        shown = out.getvalue() != before
+        assert (out is screen and waited > 1) == shown
+
+    assert "copying sessions" in screen.getvalue()
+    assert "42/100" in screen.getvalue()
 
 
 @pytest.mark.parametrize(
