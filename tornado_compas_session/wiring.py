@@ -60,9 +60,10 @@ def session_settings(
         problems += error.problems
         # The options are checked all the same, so that one start shows every fault.
         environment = Environment("app", (), production=True)
-    if store is not None and not isinstance(store, SessionStore):
+    given: object = store
+    if given is not None and not isinstance(given, SessionStore):
         problems.append(
-            f"store: a {type(store).__name__} is no session store; pass a "
+            f"store: a {type(given).__name__} is no session store; pass a "
             "PostgresSessionStore or a MemorySessionStore"
         )
     try:
@@ -70,7 +71,7 @@ def session_settings(
             environment, has_store=store is not None, **options
         )
     except SettingsError as error:
-        problems += error.problems
+        raise SettingsError([*problems, *error.problems]) from None
     if problems:
         raise SettingsError(problems)
     keys = KeyRing(environment.keys)
