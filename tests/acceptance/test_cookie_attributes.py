@@ -15,12 +15,11 @@ from tests.factories import (
     NAME,
     PRODUCTION,
     Browser,
-    MemorySessionStore,
     make_app,
     serve,
     set_cookies,
 )
-from tornado_compas_session import SessionMixin, SettingsError
+from tornado_compas_session import MemorySessionStore, SessionMixin, SettingsError
 
 
 class Page(SessionMixin, RequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tornado.web import RequestHandler
@@ -49,7 +50,7 @@ class Counter(SessionMixin, AppErrorMixin, RequestHandler):
 
 
 class Types(SessionMixin, RequestHandler):
-    values = (5, "text", [("a", 1)], True, ("a",), object())
+    values: tuple[Any, ...] = (5, "text", [("a", 1)], True, ("a",), object())
 
     def get(self, index):
         try:

@@ -16,13 +16,12 @@ from tests.factories import (
     OLDER_KEY,
     PRODUCTION,
     Browser,
-    MemorySessionStore,
     Raw,
     make_app,
     serve,
     set_cookies,
 )
-from tornado_compas_session import SessionMixin
+from tornado_compas_session import MemorySessionStore, SessionMixin
 from tornado_compas_session.signing import KeyRing, key_version
 
 SITE = "https://www.example.com"

@@ -1,0 +1,117 @@
+"""Sessions without a store, over HTTP; the flow itself is in test_counter_flow.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from tornado.web import RequestHandler
+
+from tests.factories import KEY, NAME, Browser, make_app, serve, set_cookies
+from tornado_compas_session import SessionMixin, SettingsError
+
+
+class Page(SessionMixin, RequestHandler):
+    async def get(self, verb):
+        if verb == "write":
+            self.session["text"] = "x" * int(self.get_query_argument("size", "1"))
+        elif verb == "crash":
+            self.session["text"] = "crashed"
+            raise KeyError
+        elif verb == "save":
+            self.session["text"] = "saved"
+            await self.session.save()
+        elif verb == "regenerate":
+            self.session.regenerate()
+        elif verb == "clear":
+            self.session.clear()
+        self.write({"size": len(self.session.get("text", ""))})
+
+
+@pytest.fixture
+def browser(io_loop):
+    with serve(make_app([(r"/(\w*)", Page)])) as url:
+        yield Browser(url)
+
+
+async def size_of(browser):
+    return json.loads((await browser.get("/")).body)["size"]
+
+
+async def test_the_data_is_in_the_cookie(browser):
+    """Signed, readable for the visitor, and with the usual attributes."""
+    [header] = set_cookies(await browser.get("/write"))
+    payload = str(browser.jar.get()).split("|")[4].split(":")[1]
+    fields = json.loads(base64.b64decode(payload))
+
+    assert {"text": "x"} == fields[4]
+    assert "Max-Age=518400; Path=/; HttpOnly; SameSite=Lax" == header.partition("; ")[2]
+    assert 1 == await size_of(browser)
+
+
+async def test_no_visitor_can_change_it(browser):
+    """Every forged payload is an anonymous visitor."""
+    await browser.get("/write")
+    fields = str(browser.jar.get()).split("|")
+    forged = base64.b64encode(b'[1,9e12,null,null,{"text":"xxx"}]').decode()
+    fields[4] = f"{len(forged)}:{forged}"
+    browser.jar.put("|".join(fields))
+
+    assert 0 == await size_of(browser)
+
+
+async def test_too_much_is_a_500_with_a_clear_log(browser, caplog):
+    """The path out is in the log; the browser keeps what it had (CK-4)."""
+    await browser.get("/write?size=5")
+    cookie = browser.jar.get()
+    response = await browser.get("/write?size=4000")
+
+    assert 500 == response.code
+    assert [] == set_cookies(response, None)
+    assert cookie == browser.jar.get()
+    assert "browsers keep 4096" in caplog.text
+    assert 5 == await size_of(browser)
+
+
+async def test_as_much_as_fits_fits(browser):
+    """What start-up promises to browsers, they keep (CK-4)."""
+    assert 200 == (await browser.get("/write?size=2800")).code
+    assert 2800 == await size_of(browser)
+    assert [] == browser.jar.refused
+
+
+async def test_a_crash_discards(browser):
+    """As with a store."""
+    await browser.get("/write?size=5")
+    response = await browser.get("/crash")
+
+    assert 500 == response.code
+    assert 5 == await size_of(browser)
+
+
+async def test_saving_and_regenerating(browser):
+    """Both can be called; there is no id that could be known."""
+    await browser.get("/save")
+    assert 5 == await size_of(browser)
+    await browser.get("/regenerate")
+    assert 5 == await size_of(browser)
+    await browser.get("/clear")
+    assert 0 == await size_of(browser)
+
+
+def test_what_needs_a_store_says_so():
+    """At start-up."""
+    for options in ({"keep_public_cookie": True}, {"signed": False}):
+        with pytest.raises(SettingsError, match="store"):
+            make_app([], **options)
+
+
+async def test_vary_and_cache(browser):
+    """As with a store (CA-1, CA-2)."""
+    response = await browser.get("/write")
+
+    assert "Cookie" == response.headers["Vary"]
+    assert "private, no-cache" == response.headers["Cache-Control"]
+    assert KEY not in str(response.headers)
+    assert NAME in response.headers["Set-Cookie"]
