@@ -28,7 +28,7 @@ from tornado_compas_session.embedded import free_port
 #: What the transcripts listen on; here it is a free port, since others may run too.
 PORT = "8888"
 #: Console transcripts that the command line's own tests run, against a filled database.
-RUN_ELSEWHERE = {"cli.md"}
+RUN_ELSEWHERE = {"cli.md": "tests/integration/test_cli.py"}
 #: Programs that a page may show and these tests do not have: read, and not run.
 ONLY_READ = {
     "docker",
@@ -90,6 +90,12 @@ def test_blocks_say_what_they_are(page: Path):
             compile(block.text, block.place, "exec", flags=flags)
         if block.language == "json":
             json.loads(block.text)
+
+
+@pytest.mark.parametrize("page", RUN_ELSEWHERE)
+def test_transcripts_that_run_elsewhere_do(page: str):
+    """The other tests read them from the page."""
+    assert f'"{page}"' in (ROOT / RUN_ELSEWHERE[page]).read_text(encoding="utf-8")
 
 
 def test_few_blocks_cannot_run():
