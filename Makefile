@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## Measure; choose what: make bench ARGS="--help"
 
 docs: $(INSTALLED) ## Build the documentation into site/; to see it: make docs ARGS=serve
 	@$(BIN)/python scripts/reference.py
-	@$(if $(ARGS),exec $(BIN)/mkdocs $(ARGS),$(BIN)/mkdocs build --strict)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 audit: $(INSTALLED) ## Ask for known vulnerabilities of what is locked
 	@$(BIN)/pip-audit --requirement requirements/dev.txt --no-deps

@@ -107,7 +107,7 @@ def test_few_blocks_cannot_run():
         if block.reason
     ]
 
-    assert len(reasons) <= 12, "\n".join(reasons)
+    assert len(reasons) <= 4, "\n".join(reasons)
 
 
 # -- transcripts -----------------------------------------------------------------------
