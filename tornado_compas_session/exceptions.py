@@ -121,7 +121,7 @@ class SchemaMissing(StoreError):
 
 
 class WriteConflict(StoreError):
-    """Another transaction was in the way; nothing was changed, so it can be repeated."""
+    """Another transaction was in the way; nothing changed, so it can be repeated."""
 
 
 class RowExists(StoreError):
