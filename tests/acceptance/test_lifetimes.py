@@ -147,7 +147,7 @@ async def test_without_renew_the_lifetime_is_fixed(start, clock):
 async def test_the_absolute_end_is_not_moved(start, clock, verb):
     """By use, by changes or by a new id (LC-7)."""
     browser = start(max_age=100, absolute_max_age=250)
-    await browser.get("/write")
+    response = await browser.get("/write")
     for _ in range(4):
         clock.now += 60
         response = await browser.get(f"/{verb}")
