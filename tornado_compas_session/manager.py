@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 from tornado_compas_session.cookies import CookieWriter, cookie_reader
+from tornado_compas_session.deadlines import Deadlines
 from tornado_compas_session.exceptions import (
     ResponseAlreadySent,
     SessionDataError,
@@ -30,7 +31,7 @@ from tornado_compas_session.ids import handle_of, hash_id, new_id, parse_id
 from tornado_compas_session.protocols import SessionStore
 from tornado_compas_session.session import Session
 from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.signing import KeyRing, RecentSignatures
 from tornado_compas_session.types import (
     RetiredId,
     Saved,
@@ -44,6 +45,8 @@ T = TypeVar("T")
 #: A signature is good for as long as any cookie; the store decides about the session.
 _SIGNATURE_MAX_AGE = MAX_MAX_AGE + 24 * 60 * 60
 _ID_TRIES = 3
+#: Seconds for which a regeneration is remembered, for the slow requests beside it.
+_SUCCESSORS_KEPT = 60.0
 
 #: What an application may hang on `on_reuse`: called with the `RetiredId`.
 ReuseHook = Callable[[RetiredId], Awaitable[object] | None]
@@ -100,9 +103,22 @@ class SessionManager:
         self._public = CookieWriter(options, options.key + ".public", public=True)
         self._old_cookies = [CookieWriter(options, n) for n in options.previous_keys]
         self._log_key = next(iter(keys.versions.values())).encode()
+        self._deadlines = Deadlines(options.timeout)
         self._warned: set[str] = set()
         self._refused = 0
         self._refused_logged = -math.inf
+        #: Ids that were regenerated here a moment ago: the new id, and when.
+        self._successors: dict[str, tuple[str, float]] = {}
+
+    @property
+    def keys(self) -> KeyRing:
+        """What cookies are signed with; others may be set while requests come in."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._signatures = RecentSignatures(keys, self.options.key)
 
     # ── the beginning of a request ───────────────────────────────────────────────
 
@@ -143,7 +159,10 @@ class SessionManager:
 
     def _verify(self, name: str, text: str) -> Presented | None:
         if self.options.signed:
-            signed = self.keys.verify(name, text, _SIGNATURE_MAX_AGE)
+            if name == self.options.key:
+                signed = self._signatures.verify(text, _SIGNATURE_MAX_AGE)
+            else:
+                signed = self.keys.verify(name, text, _SIGNATURE_MAX_AGE)
             if signed is None:
                 return None
             value, outdated = signed
@@ -224,6 +243,8 @@ class SessionManager:
         if automatic and not self.options.auto_commit:
             # An end is not kept waiting: its cookie is cleared with this response.
             return Plan(doomed=session._doomed) or self._renewal(session)
+        if session.untouched:
+            return self._renewal(session)
         change = session.change()
         record = session._record
         verb: str | None = None
@@ -326,6 +347,7 @@ class SessionManager:
                 )
                 if saved is not None:
                     self._log("regenerated", saved)
+                    self._remember_successor(record.id, saved.id)
             if saved is None:
                 # Another request has regenerated it first: this is the same session.
                 saved = await self._bounded(self.store.save(record.id, plan.change))
@@ -377,6 +399,7 @@ class SessionManager:
         if record is not None:
             if session._insecure and presented is None:
                 return []
+            record = self._with_current_id(record)
             moved = presented is None or presented.id != record.id
             if not (
                 self.options.overwrite or session._fresh or moved or presented.outdated
@@ -395,9 +418,29 @@ class SessionManager:
         headers += [cookie.clear() for cookie in self._old_cookies]
         return headers
 
+    def _remember_successor(self, old: str, new: str) -> None:
+        now = time.monotonic()
+        while self._successors:
+            first = next(iter(self._successors))
+            if now - self._successors[first][1] < _SUCCESSORS_KEPT:
+                break
+            del self._successors[first]
+        self._successors[old] = new, now
+
+    def _with_current_id(self, record: SessionRecord) -> SessionRecord:
+        """
+        The id that another request has regenerated to while this one only read.
+
+        It must not put the old one back into the browser, which would be taken for a
+        thief after the grace.
+        """
+        while record.id in self._successors:
+            record = record._replace(id=self._successors[record.id][0])
+        return record
+
     def _value(self, record: SessionRecord) -> str:
         if self.options.signed:
-            return self.keys.sign(self.options.key, record.id)
+            return self._signatures.sign(record.id)
         return record.id
 
     def _cookie_max_age(self, session: Session, record: SessionRecord) -> int | None:
@@ -526,8 +569,7 @@ class SessionManager:
         Awaits the store within the time limit; all that goes wrong is a `StoreError`.
         """
         try:
-            async with asyncio.timeout(self.options.timeout):
-                return await work
+            return await self._deadlines.run(work)
         except SessionError:
             raise
         except TimeoutError as error:

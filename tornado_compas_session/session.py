@@ -142,6 +142,11 @@ class Session(MutableMapping[str, JSON]):
             self._remember(key)
         return value
 
+    def get(self, key: str, default: JSON = None) -> JSON:
+        """The value of a key, or the default."""
+        # The inherited one raises and catches a KeyError, for most of its time.
+        return self[key] if key in self._content else default
+
     def __setitem__(self, key: str, value: JSON) -> None:
         check_key(key)
         self._check_open()
@@ -219,6 +224,17 @@ class Session(MutableMapping[str, JSON]):
     def is_new(self) -> bool:
         """True while no stored session stands behind this one."""
         return self._record is None
+
+    @property
+    def untouched(self) -> bool:
+        """True if nothing was set, ended or handed out that could have been changed."""
+        return not (
+            self._before
+            or self._own
+            or self._regenerate
+            or self._doomed
+            or self._replaced is not None
+        )
 
     @property
     def modified(self) -> bool:

@@ -49,7 +49,7 @@ class KeyRing:
     Its repr shows how many keys there are, and never a key.
     """
 
-    __slots__ = ("_clock", "current", "versions")
+    __slots__ = ("clock", "current", "versions")
 
     def __init__(
         self, keys: Sequence[str], *, clock: Callable[[], float] = time.time
@@ -67,7 +67,7 @@ class KeyRing:
                 )
             self.versions[version] = key
         self.current = key_version(keys[0])
-        self._clock = clock
+        self.clock = clock
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self.versions)} keys>"
@@ -79,7 +79,7 @@ class KeyRing:
             name,
             value,
             version=2,
-            clock=self._clock,
+            clock=self.clock,
             key_version=self.current,
         ).decode("ascii")
 
@@ -98,7 +98,7 @@ class KeyRing:
                 text,
                 # Tornado's own default is 31 days, whatever the cookie's lifetime is.
                 max_age_days=max_age / _DAY,
-                clock=self._clock,
+                clock=self.clock,
                 min_version=2,
             )
             if value is None:
@@ -106,9 +106,65 @@ class KeyRing:
             # Verified, so its fields can be relied on:
             # 2|<length>:<key version>|<length>:<time>|<length>:<name>|…
             _, version, timestamp, _ = text.split("|", 3)
-            if int(timestamp.partition(":")[2]) > self._clock() + _DAY:
+            if int(timestamp.partition(":")[2]) > self.clock() + _DAY:
                 return None
             return Signed(value, int(version.partition(":")[2]) != self.current)
         except Exception:
             # Whatever a stranger can send is a stranger's problem: it is not signed.
             return None
+
+
+class RecentSignatures:
+    """
+    A `KeyRing` for one cookie that does not compute twice what it computed just now.
+
+    A page asks several things in one second, and comes back with the cookie that it was
+    given with the last answer. What is kept is bounded, in number and size, and is
+    forgotten within a minute, so a lifetime that ends meanwhile ends by then. Nothing is
+    kept of what was refused. Finding a text by its hash, whose seed is secret, tells no
+    one how much of a forged one was right.
+    """
+
+    __slots__ = ("_keys", "_known", "_known_since", "_name", "_second", "_signed")
+
+    #: So many texts are kept, and none that is longer than an id needs.
+    most = 4096
+    longest = 250
+    seconds = 60
+
+    def __init__(self, keys: KeyRing, name: str) -> None:
+        self._keys = keys
+        self._name = name
+        self._known: dict[str, Signed] = {}
+        self._known_since = 0.0
+        self._signed: dict[str, str] = {}
+        self._second = 0
+
+    def sign(self, value: str) -> str:
+        """As `KeyRing.sign`: within a second, the same text for the same value."""
+        now = int(self._keys.clock())
+        if now != self._second or len(self._signed) >= self.most:
+            self._second, self._signed = now, {}
+        text = self._signed.get(value)
+        if text is None:
+            text = self._keys.sign(self._name, value)
+            if len(text) <= self.longest:
+                self._signed[value] = text
+                self._remember(text, Signed(value.encode(), False))
+        return text
+
+    def verify(self, text: str, max_age: float) -> Signed | None:
+        """As `KeyRing.verify`; a text that was verified is good for a minute."""
+        if not 0 <= self._keys.clock() - self._known_since < self.seconds:
+            self._known.clear()
+        known = self._known.get(text)
+        if known is None:
+            known = self._keys.verify(self._name, text, max_age)
+            if known is not None and len(text) <= self.longest:
+                self._remember(text, known)
+        return known
+
+    def _remember(self, text: str, signed: Signed) -> None:
+        if not self._known or len(self._known) >= self.most:
+            self._known, self._known_since = {}, self._keys.clock()
+        self._known[text] = signed

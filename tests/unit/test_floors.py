@@ -16,7 +16,7 @@ FLOORS = [
     "exceptions types protocols",  # words
     "ids jsondata origins queries settings signing",  # pure functions
     "cookies session",  # what a handler holds
-    "batching migrations pools stores",  # keeping
+    "batching deadlines migrations pools stores",  # keeping
     "cookie_manager manager",  # sessions without HTTP
     "app apperror cleaner cors handler held wiring",  # Tornado
     "__main__ cli compas_import conformance doctor doctor_browser "
