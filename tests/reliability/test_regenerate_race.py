@@ -26,7 +26,7 @@ async def race(urls, dice, name):
             for other, path in zip(others, paths, strict=True)
         )
     )
-    wrong = Counter()
+    wrong: Counter[str] = Counter()
     statuses = [status for status, _ in answers]
     wrong["5xx"] += sum(status >= 500 for status in statuses)
     wrong["logged out"] += sum(400 <= status < 500 for status in statuses)
@@ -44,7 +44,7 @@ async def race(urls, dice, name):
 
 async def rounds(applications, database, name, number):
     dice = random.Random(4)
-    wrong = Counter()
+    wrong: Counter[str] = Counter()
     async with applications(name) as urls:
         for start in range(0, number, 5):
             for one in await asyncio.gather(
