@@ -8,10 +8,11 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
+from tornado_compas_session.deadlines import Deadlines
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     StoreError,
@@ -80,6 +81,13 @@ async def _is_proxied(connection: Any) -> bool:
     return bool(connection.get_server_pid() != await connection.fetchval(_PID))
 
 
+def _is_closed(connection: Any) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it broke, and the pool has taken it back
+        return True
+
+
 def _watch_link(connection: Any, timeout: float) -> None:
     """Lets the kernel give up a connection whose other end is silent."""
     transport = getattr(connection, "_transport", None)
@@ -97,70 +105,160 @@ def _watch_link(connection: Any, timeout: float) -> None:
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+class _Taken(NamedTuple):
+    connection: Any
+    #: When it was taken from the pool, and how often they had been dropped by then.
+    since: float
+    age: int
+
+
 class AsyncpgPool:
-    """A `Pool` over an asyncpg pool: maps its errors, and limits its waits."""
+    """
+    A `Pool` over an asyncpg pool: maps its errors, and limits its waits.
+
+    Taking a connection and giving it back costs more than a short statement does. So
+    `fetch` keeps a few, never more than half of the pool, for its next calls; each goes
+    back after a second, so that the pool's own upkeep sees it.
+    """
 
     repeats = False
+    keep_seconds = 1.0
+    keep_most = 4
 
     def __init__(self, pool: asyncpg.Pool[Any], *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._acquiring = Deadlines(timeout)
         self._age = 0  # how often the connections were dropped
         self._checked = False
+        self._kept: list[_Taken] = []
+        self._keeps = min(self.keep_most, pool.get_max_size() // 2)
+        self._timer: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        async with self._connection() as connection:
-            return await connection.fetch(statement, **values)
+        taken = await self._take()
+        try:
+            with _translated():
+                rows: Sequence[Row] = await taken.connection.fetch(
+                    statement.numbered,
+                    *[values[name] for name in statement.parameters],
+                    timeout=self._timeout,
+                )
+        except BaseException as error:
+            await self._give_back(taken, error)
+            raise
+        if not self._keep(taken):
+            await self._give_back(taken)
+        return rows
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Connection]:
         """One connection and one transaction."""
-        async with self._connection() as connection:
-            transaction = connection.driver.transaction()
+        taken = await self._take()
+        try:
+            transaction = taken.connection.transaction()
             with _translated():
                 await transaction.start()
             try:
-                yield connection
+                yield _Connection(taken.connection, self._timeout)
             except BaseException:
                 with contextlib.suppress(StoreError), _translated():
                     await transaction.rollback()
                 raise
             with _translated():
                 await transaction.commit()
+        except BaseException as error:
+            await self._give_back(taken, error)
+            raise
+        await self._give_back(taken)
 
     async def expire(self) -> None:
         """Drops the connections."""
         self._age += 1
         await self._pool.expire_connections()
+        self._return_kept()
 
     async def close(self) -> None:
         """Closes the pool; connections that do not come back in time are cut."""
+        self._keeps = 0
+        self._return_kept()
         try:
             async with asyncio.timeout(self._timeout):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[_Connection]:
+    async def _take(self) -> _Taken:
+        while self._kept:
+            taken = self._kept.pop()
+            if not _is_closed(taken.connection):
+                return taken
         age = self._age
         try:
             with _translated():
-                connection = await self._pool.acquire(timeout=self._timeout)
-            try:
-                if not self._checked:
-                    self._checked = True
-                    with _translated():
-                        await self._check(connection)
-                yield _Connection(connection, self._timeout)
-            finally:
-                with _translated():
-                    await self._pool.release(connection, timeout=self._timeout)
+                connection = await self._acquiring.run(self._pool.acquire())
         except ConnectionLost:
-            if age == self._age:  # else they are fresh already
-                await self.expire()
+            await self._lost(age)
             raise
+        taken = _Taken(connection, asyncio.get_running_loop().time(), age)
+        if not self._checked:
+            self._checked = True
+            try:
+                with _translated():
+                    await self._check(connection)
+            except BaseException as error:
+                await self._give_back(taken, error)
+                raise
+        return taken
+
+    def _keep(self, taken: _Taken) -> bool:
+        """Whether it stays for the next call, instead of going back to the pool."""
+        loop = asyncio.get_running_loop()
+        until = taken.since + self.keep_seconds
+        if (
+            len(self._kept) >= self._keeps
+            or taken.age != self._age
+            or loop.time() >= until
+        ):
+            return False
+        self._kept.append(taken)
+        if self._timer is None:
+            self._timer = loop.call_at(until, self._return_kept)
+        return True
+
+    def _return_kept(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        kept, self._kept = self._kept, []
+        for taken in kept:
+            task = asyncio.get_running_loop().create_task(self._give_back(taken))
+            self._returning.add(task)
+            task.add_done_callback(self._returned)
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._returning.discard(task)
+        if not task.cancelled():
+            task.exception()  # the connection broke; the next call hears of it
+
+    async def _give_back(
+        self, taken: _Taken, error: BaseException | None = None
+    ) -> None:
+        """Gives it back to the pool, clean; after a loss the others go as well."""
+        try:
+            with _translated():
+                await self._pool.release(taken.connection, timeout=self._timeout)
+        except ConnectionLost:
+            await self._lost(taken.age)
+            raise
+        if isinstance(error, ConnectionLost):
+            await self._lost(taken.age)
+
+    async def _lost(self, age: int) -> None:
+        if age == self._age:  # else they are fresh already
+            await self.expire()
 
     async def _check(self, connection: Any) -> None:
         """Warns of a dangerous combination in a pool that the application made."""
