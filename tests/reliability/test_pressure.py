@@ -97,13 +97,20 @@ async def test_many_more_clients_than_connections(
     await store.close()
 
 
+def lock_table(dsn: str, seconds: float) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute("LOCK TABLE compas_session")
+        time.sleep(seconds)
+        connection.rollback()
+
+
 @pytest.mark.parametrize("driver", ["connect", *DRIVERS])
 async def test_nobody_sees_anothers_session(database: str, driver: str, long: bool):
     """
-    Each session has a mark. With requests cut off at any moment and a store that runs
+    Each session has a mark. With requests cut off at any moment and queries that run
     out of time, no foreign mark is ever seen, and nothing is left behind (R12).
     """
-    store = await make_store(driver, database, size=POOL, timeout=2)
+    store = await make_store(driver, database, size=POOL, timeout=0.3)
     chance = random.Random(4)
     process = psutil.Process()
     loop = asyncio.get_running_loop()
@@ -115,30 +122,43 @@ async def test_nobody_sees_anothers_session(database: str, driver: str, long: bo
             visitor.drop()
         descriptors, tasks = process.num_fds(), len(asyncio.all_tasks())
         left = 100_000 if long else 5_000
+        usual = 0.01  # how long a request takes, about
+
+        async def disturb() -> None:
+            """Again and again, no query is answered for longer than the limit."""
+            while left > 0:
+                await loop.run_in_executor(None, lock_table, database, 0.5)
+                await asyncio.sleep(0.5)
 
         async def use(n: int, visitor: Visitor) -> None:
-            nonlocal left
+            nonlocal left, usual
             while left > 0:
                 left -= 1
                 method = "POST" if left % 4 == 0 else "GET"
                 path = f"/?k{left % 7}={left}" if method == "POST" else "/"
                 request = asyncio.ensure_future(visitor.ask(path, method))
+                start = loop.time()
                 if chance.random() < 0.2:
-                    loop.call_later(chance.random() * 0.01, request.cancel)
+                    # At any moment: before, during and after the queries.
+                    loop.call_later(chance.random() * 1.3 * usual, request.cancel)
                 try:
                     status, _, body = await request
                 except (asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
                     seen["dropped"] += 1
                     continue
                 seen[str(status)] += 1
+                if status == 200:
+                    usual += (loop.time() - start - usual) / 50
                 if method == "GET" and status == 200:
                     assert f"m{n}" == body
 
+        disturber = asyncio.ensure_future(disturb())
         await asyncio.gather(*[use(n, visitor) for n, visitor in enumerate(visitors)])
+        await disturber
         for visitor in visitors:
             visitor.drop()
         print(f"{driver}: {dict(seen)}")
-        assert set(seen) <= {"200", "503", "dropped"}
+        assert {"200", "503", "dropped"} == set(seen)
         assert seen["200"] > 1000
         async with asyncio.timeout(30):
             while (
