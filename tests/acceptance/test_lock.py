@@ -113,7 +113,7 @@ class Handler(SessionMixin, RequestHandler):
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def store(request, io_loop):
+def store(request, template_database, io_loop):
     if request.param == "memory":
         yield MemorySessionStore()
         return

@@ -33,6 +33,13 @@ class Handler(SessionMixin, RequestHandler):
         self.session = None
 
 
+class Slow(SessionMixin, RequestHandler):
+    async def get(self):
+        self.write(dict(self.session))
+        steps["reading"].set()
+        await steps["go on"].wait()
+
+
 class SignIn(SessionMixin, RequestHandler):
     async def post(self):
         self.session["user_id"] = "anna"
@@ -43,7 +50,7 @@ class SignIn(SessionMixin, RequestHandler):
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def store(request, io_loop):
+def store(request, template_database, io_loop):
     if request.param == "memory":
         yield MemorySessionStore()
         return
@@ -67,7 +74,7 @@ def reused():
 def url(store, options, reused, io_loop):
     steps.clear()
     app = make_app(
-        [("/", Handler), ("/sign-in", SignIn)],
+        [("/", Handler), ("/sign-in", SignIn), ("/slow", Slow)],
         store,
         on_reuse=reused.append,
         **options,
@@ -168,6 +175,26 @@ async def test_the_old_id_can_sign_out_in_the_grace(url, store):
     assert 200 == (await other.ask("/", "DELETE")).code
     assert 0 == await count(store)
     assert {"new": True} == await content(browser)
+
+
+@short
+async def test_a_slow_reader_does_not_put_the_old_cookie_back(url, store, reused):
+    """Answered after the regeneration, it sends the new cookie, not the one it had."""
+    steps.update({"reading": asyncio.Event()})
+    browser = Browser(url)
+    await browser.post()
+    slow = asyncio.create_task(browser.get("/slow"))
+    steps["go on"] = asyncio.Event()
+    async with asyncio.timeout(30):
+        await steps["reading"].wait()
+        await browser.post("/sign-in")
+        new = browser.jar.get()
+        steps["go on"].set()
+        await slow
+
+    assert new == browser.jar.get()
+    assert {"new": False, "n": 0, "user_id": "anna"} == await content(browser)
+    assert [] == reused
 
 
 @short
