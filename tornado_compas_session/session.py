@@ -405,6 +405,9 @@ class Session(MutableMapping[str, JSON]):
         come to values that were handed out before it.
         """
         self._size = self.size(change)
+        before = self._record
+        if before is None or (before.id, before.expires) != (saved.id, saved.expires):
+            self._fresh = True
         self._record = SessionRecord(
             saved.id,
             self._raw or "{}",
@@ -415,7 +418,6 @@ class Session(MutableMapping[str, JSON]):
             self._own_idle,
             self._own_absolute,
         )
-        self._fresh = True
         if self._replaced is mark:
             self._replaced = None
             if change.replace:

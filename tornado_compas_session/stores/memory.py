@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +41,7 @@ class _Row:
     previous_until: float = 0.0
     user_agent: str | None = None
     address: str | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def user_id(self) -> str | None:
@@ -58,7 +59,6 @@ class MemorySessionStore:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._rows: dict[bytes, _Row] = {}
-        self._locks: dict[bytes, asyncio.Lock] = {}
 
     def __len__(self) -> int:
         """How many sessions are live."""
@@ -94,7 +94,7 @@ class MemorySessionStore:
         row = self._found(hash_id(session_id))
         if row is None:
             return None
-        async with self._lock_of(row):
+        async with row.lock:
             row = self._found(hash_id(session_id))
             if row is None:
                 return None
@@ -135,7 +135,7 @@ class MemorySessionStore:
         if row is None:
             yield None
             return
-        lock = self._lock_of(row)
+        lock = row.lock
         try:
             async with asyncio.timeout(timeout):
                 await lock.acquire()
@@ -265,10 +265,6 @@ class MemorySessionStore:
             for row in self._rows.values()
             if row.expires > now and row.user_id == wanted
         ]
-
-    def _lock_of(self, row: _Row) -> asyncio.Lock:
-        # By creation id: it stays the same lock when the id is regenerated.
-        return self._locks.setdefault(hash_id(str(id(row))), asyncio.Lock())
 
     def _merge(self, row: _Row, change: SessionChange) -> None:
         now = self._clock()
