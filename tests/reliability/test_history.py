@@ -83,15 +83,18 @@ def explained(history: list[Operation], first: dict[str, Any]) -> bool:
         limit = min(
             one.answered for n, one in enumerate(history) if not done & (1 << n)
         )
-        for n, one in enumerate(history):
-            if one.asked > limit:
-                break
-            if not done & (1 << n):
-                possible, after = apply(state, one)
-                step = (done | (1 << n), after)
-                if possible and step not in seen:
-                    seen.add(step)
-                    todo.append(step)
+        candidates = [
+            (one.answered, n, one)
+            for n, one in enumerate(history)
+            if one.asked <= limit and not done & (1 << n)
+        ]
+        # The likely ones last, so that they are tried first.
+        for _, n, one in sorted(candidates, key=lambda c: -c[0]):
+            possible, after = apply(state, one)
+            step = (done | (1 << n), after)
+            if possible and step not in seen:
+                seen.add(step)
+                todo.append(step)
     return False
 
 
@@ -112,6 +115,7 @@ async def run(database, name, operations, kills):
     """The histories of all sessions, each with its first content."""
     dice = random.Random(4)
     clock, values = itertools.count(), itertools.count()
+    asked = [0]
     over: list[Shared] = []
     with web_process(database, name) as web:
         shared = [await started(web.url) for _ in range(SESSIONS)]
@@ -119,6 +123,7 @@ async def run(database, name, operations, kills):
         async def client():
             visitor = Visitor(web.url)
             for _ in range(operations):
+                asked[0] += 1
                 place = dice.randrange(SESSIONS)
                 session = shared[place]
                 verb = dice.choices(
@@ -143,8 +148,11 @@ async def run(database, name, operations, kills):
                         status, body, cookie = await visitor.ask_as(
                             used, "GET" if verb == "read" else "POST", path
                         )
-                except UNKNOWN:
+                except ConnectionRefusedError:
+                    session.history.remove(one)  # it cannot have happened
                     await asyncio.sleep(0.05)
+                    continue
+                except UNKNOWN:
                     continue
                 one.answered = next(clock)
                 if status in (401, 409):
@@ -167,8 +175,11 @@ async def run(database, name, operations, kills):
             await visitor.leave()
 
         async def killer():
-            for _ in range(kills):
-                await asyncio.sleep(0.3 + dice.random() / 3)
+            total = CLIENTS * operations
+            for number in range(kills):
+                # Spread over the history, whatever the speed of this machine.
+                while asked[0] < total * (number + 1) / (kills + 1):
+                    await asyncio.sleep(0.005)
                 web.kill()
                 await asyncio.to_thread(web.start)
 
