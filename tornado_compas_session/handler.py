@@ -17,7 +17,9 @@ import asyncio
 import logging
 import random
 import sys
+import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tornado.concurrent import Future, future_set_result_unless_cancelled
@@ -137,7 +139,9 @@ class SessionMixin(RequestHandler):
         except SessionError as error:
             self._session_error = error
             raise
-        session._on_change = self._session_changed
+        # Weakly: a circle of references would leave the whole request, and with it a
+        # tenth of the time, to the garbage collector.
+        session._on_change = partial(_session_changed, weakref.ref(self))
         session._insecure = manager.options.secure and self.request.protocol != "https"
         if manager.options.record_client:
             agent = self.request.headers.get("User-Agent", "")[:256]
@@ -171,7 +175,7 @@ class SessionMixin(RequestHandler):
         if self._session_plan:
             # `on_finish` was overridden without calling super().
             self._session_start_commit()
-        if self._session_held is not None:
+        if self._session_held is not None and self._session_held.holding:
             self.ui = ui  # an error page may follow, and want it
         return future
 
@@ -375,6 +379,8 @@ class SessionMixin(RequestHandler):
                 # Tornado refused it, which the handler can no longer be told.
                 self.log_exception(*sys.exc_info())
                 held.close()
+            if self._finished:
+                self._break_cycles()  # Tornado's; `finish` had undone it
 
     async def _session_unlocked(self, locked: asyncio.Future[None]) -> None:
         await asyncio.wait({locked})
@@ -482,6 +488,12 @@ class SessionMixin(RequestHandler):
             named = {name.strip() for name in vary.lower().split(",")}
             if named.isdisjoint({"cookie", "*"}):
                 headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
+
+
+def _session_changed(handler: weakref.ref[SessionMixin]) -> None:
+    alive = handler()
+    if alive is not None:
+        alive._session_changed()
 
 
 def _status(error: SessionError, default: int) -> int:

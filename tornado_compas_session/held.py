@@ -34,7 +34,7 @@ class HeldConnection(HTTPConnection):
     ) -> None:
         #: The real one.
         self.connection = connection
-        self._complete_headers = complete_headers
+        self._complete_headers: Callable[[HTTPHeaders], None] | None = complete_headers
         #: Whether the client has seen the headers, so that no error page can follow.
         self.headers_left = headers_left
         self._headers: HTTPHeaders | None = None
@@ -88,7 +88,7 @@ class HeldConnection(HTTPConnection):
     def release(self) -> None:
         """Sends what was kept, in order; from now on everything passes through."""
         self.holding = False
-        if self._headers is not None:
+        if self._headers is not None and self._complete_headers is not None:
             self._complete_headers(self._headers)
             self.headers_left = True
         kept, self._kept = self._kept, []
@@ -112,8 +112,11 @@ class HeldConnection(HTTPConnection):
         self._decided()
 
     def _decided(self) -> None:
-        if self.on_decided is not None:
-            self.on_decided()
+        on_decided, self.on_decided = self.on_decided, None
+        # It leads back to the handler: a circle that only the collector would end.
+        self._complete_headers = None
+        if on_decided is not None:
+            on_decided()
 
     def _keep(self, call: Callable[[], Any]) -> asyncio.Future[None]:
         if self.holding:
