@@ -1,9 +1,10 @@
 """
 Many requests, one query: what waits at the same moment goes out together.
 
-With nothing under way an item leaves at once, alone; while `lanes` queries are under
-way, what arrives waits for the next. So batches grow with the load by themselves, and
-an idle server's latency does not.
+With nothing under way an item leaves at once, alone; while a query is under way, what
+arrives waits for the next. So batches grow with the load by themselves, and an idle
+server's latency does not. Only when something has waited for `patience` seconds, as a
+query is slow, does a further one go beside it, up to `lanes` of them.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ class Batcher(Generic[Item, Result]):
     - Beyond `max_waiting` items, `submit` raises `StoreUnavailable` at once.
     """
 
+    #: One query after the other makes the largest batches and costs the least, but a
+    #: slow one must not hold up the others.
+    patience = 0.02
+
     __slots__ = (
         "_abandoned",
+        "_looked_at",
+        "_patience_timer",
         "_queue",
         "_send",
         "_share",
@@ -64,6 +71,8 @@ class Batcher(Generic[Item, Result]):
         self.max_waiting = max_waiting
         self.timeout = timeout
         self._queue: deque[tuple[Hashable, Item, Waiter]] = deque()
+        self._looked_at: Waiter | None = None
+        self._patience_timer: asyncio.TimerHandle | None = None
         self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         # Tasks that were given up: kept until they end, or they would be collected.
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -76,9 +85,26 @@ class Batcher(Generic[Item, Result]):
             )
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._queue.append((key, item, waiter))
-        if len(self._under_way) < self.lanes:
+        if not self._under_way:
             self._start()
+        elif self._patience_timer is None and len(self._under_way) < self.lanes:
+            self._watch()
         return await waiter  # type: ignore[no-any-return]
+
+    def _watch(self) -> None:
+        """Looks after a while whether the first in the queue is still waiting."""
+        self._looked_at = self._queue[0][2]
+        self._patience_timer = asyncio.get_running_loop().call_later(
+            self.patience, self._look
+        )
+
+    def _look(self) -> None:
+        self._patience_timer = None
+        if self._queue and self._queue[0][2] is self._looked_at:
+            self._start()
+        self._looked_at = None
+        if self._queue and len(self._under_way) < self.lanes:
+            self._watch()
 
     def _start(self) -> None:
         """Sends the next batch on a free lane."""

@@ -471,7 +471,11 @@ class Session(MutableMapping[str, JSON]):
 
 
 def _entry_size(key: str, text: str) -> int:
-    return len(encode(key).encode()) + len(text.encode()) + 2  # a colon and a comma
+    plain = key.isascii() and key.isidentifier()  # as most are: they need no escapes
+    quoted = len(key) + 2 if plain else len(encode(key).encode())
+    return (
+        quoted + (len(text) if text.isascii() else len(text.encode())) + 2
+    )  # a colon, a comma
 
 
 def _datetime(seconds: float | None) -> datetime | None:

@@ -118,11 +118,11 @@ class RecentSignatures:
     """
     A `KeyRing` for one cookie that does not compute twice what it computed just now.
 
-    A page asks several things in one second, and comes back with the cookie that it was
-    given with the last answer. What is kept is bounded, in number and size, and is
-    forgotten within a minute, so a lifetime that ends meanwhile ends by then. Nothing is
-    kept of what was refused. Finding a text by its hash, whose seed is secret, tells no
-    one how much of a forged one was right.
+    A page asks several things in one second, and comes back with the cookie that it got
+    with the last answer. What is kept is bounded, in number and size, and forgotten
+    within a minute, so a lifetime that ends meanwhile ends by then. Nothing is kept of
+    what was refused. Finding a text by its hash, whose seed is secret, tells no one how
+    much of a forged one was right.
     """
 
     __slots__ = ("_keys", "_known", "_known_since", "_name", "_second", "_signed")

@@ -418,10 +418,13 @@ class PostgresSessionStore:
                 except StoreError as own:
                     outcomes[id_hash] = own
             return outcomes
-        return {
-            bytes(row[0]): await self._saved(row, items.get(bytes(row[0]), (None,))[0])
-            for row in rows
-        }
+        saved: dict[bytes, Any] = {}
+        for row in rows:
+            id_hash = bytes(row[0])
+            if id_hash not in items:
+                raise await self._foreign_row()
+            saved[id_hash] = Saved(items[id_hash][0], *row[2:6])
+        return saved
 
     async def _save_alone(
         self, id_hash: bytes, session_id: str, change: SessionChange
@@ -435,10 +438,8 @@ class PostgresSessionStore:
 
     # ── rows ─────────────────────────────────────────────────────────────────────
 
-    async def _saved(self, row: Row, session_id: str | None) -> Saved:
+    async def _saved(self, row: Row, session_id: str) -> Saved:
         """What a write returned, if it is about the session that was asked for."""
-        if session_id is None:
-            raise await self._foreign_row()
         return Saved(await self._current_id(row, session_id), *row[2:6])
 
     async def _current_id(self, row: Row, session_id: str) -> str:
