@@ -107,9 +107,18 @@ class Batcher(Generic[Item, Result]):
             self._watch()
 
     def _start(self) -> None:
-        """Sends the next batch on a free lane."""
-        items: dict[Hashable, Item] = {}
+        """Opens a lane for the next batch."""
+        loop = asyncio.get_running_loop()
         waiters: dict[Hashable, list[Waiter]] = {}
+        task = loop.create_task(self._run(waiters))
+        self._under_way[task] = loop.call_later(
+            self.timeout, self._give_up, task, waiters
+        )
+        task.add_done_callback(self._ended)
+
+    def _next(self, waiters: dict[Hashable, list[Waiter]]) -> dict[Hashable, Item]:
+        """Takes the next batch from the queue: its items, and who waits for each."""
+        items: dict[Hashable, Item] = {}
         queue, later = self._queue, []
         while queue and len(items) < self.max_batch:
             entry = queue.popleft()
@@ -124,17 +133,13 @@ class Batcher(Generic[Item, Result]):
             else:
                 later.append(entry)
         queue.extendleft(reversed(later))
-        if items:
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(self._run(items, waiters))
-            self._under_way[task] = loop.call_later(
-                self.timeout, self._give_up, task, waiters
-            )
-            task.add_done_callback(self._ended)
+        return items
 
-    async def _run(
-        self, items: dict[Hashable, Item], waiters: dict[Hashable, list[Waiter]]
-    ) -> None:
+    async def _run(self, waiters: dict[Hashable, list[Waiter]]) -> None:
+        # Not before this task's turn: what else came in by then goes with it.
+        items = self._next(waiters)
+        if not items:
+            return
         try:
             outcomes = await self._send(items)
         except BaseException as error:

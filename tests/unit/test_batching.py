@@ -1,0 +1,289 @@
+"""Batches: who goes with whom, and whose trouble is whose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tornado_compas_session.batching import Batcher
+from tornado_compas_session.exceptions import SessionGone, StoreError, StoreUnavailable
+
+
+class Database:
+    """Answers each batch when it is told to: `sent[n]` and `answer(n)`."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[Any, Any]] = []
+        self._answers: list[asyncio.Future[Any]] = []
+
+    async def __call__(self, items: dict[Any, Any]) -> Any:
+        self.sent.append(items)
+        self._answers.append(asyncio.get_running_loop().create_future())
+        return await self._answers[-1]
+
+    def answer(self, number: int, outcome: Any = None) -> None:
+        if isinstance(outcome, Exception):
+            self._answers[number].set_exception(outcome)
+        else:
+            told = {key: f"{key}!" for key in self.sent[number]}
+            self._answers[number].set_result(told | (outcome or {}))
+
+    async def batches(self, count: int) -> None:
+        """Waits until so many have been sent."""
+        async with asyncio.timeout(20):
+            while len(self.sent) < count:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def database() -> Database:  # not the one of conftest.py: no PostgreSQL is needed
+    return Database()
+
+
+Maker = Callable[..., Batcher[Any, Any]]
+
+
+@pytest.fixture
+def make(database: Database) -> Maker:
+    def make(**options: Any) -> Batcher[Any, Any]:
+        limits = {"lanes": 1, "max_batch": 100, "max_waiting": 100, "timeout": 20.0}
+        return Batcher(
+            database, **{"share": lambda one, other: False, **limits, **options}
+        )
+
+    return make
+
+
+def submit(batcher: Batcher[Any, Any], *keys: str) -> list[asyncio.Task[Any]]:
+    return [asyncio.ensure_future(batcher.submit(key, f"item {key}")) for key in keys]
+
+
+async def test_an_idle_server_sends_at_once(make: Maker, database: Database):
+    """With nothing under way nobody waits for company."""
+    (one,) = submit(make(), "a")
+    await database.batches(1)
+    assert [{"a": "item a"}] == database.sent
+    database.answer(0)
+    assert "a!" == await one
+
+
+async def test_what_comes_in_the_same_moment_goes_together(
+    make: Maker, database: Database
+):
+    """Requests that arrive in one turn of the loop share the first query."""
+    tasks = submit(make(), "a", "b", "c")
+    await database.batches(1)
+    assert ["a", "b", "c"] == list(database.sent[0])
+    database.answer(0)
+    assert ["a!", "b!", "c!"] == await asyncio.gather(*tasks)
+
+
+async def test_batches_grow_under_load(make: Maker, database: Database):
+    """What arrives while a query is under way waits, and leaves as one."""
+    batcher = make()
+    tasks = submit(batcher, "a")
+    await database.batches(1)
+    tasks += submit(batcher, *"bcdef")
+    await asyncio.sleep(0)
+    assert 1 == len(database.sent)
+    database.answer(0)
+    await database.batches(2)
+    assert list("bcdef") == list(database.sent[1])
+    database.answer(1)
+    await asyncio.gather(*tasks)
+    assert 2 == len(database.sent)
+
+
+async def test_a_batch_has_a_limit(make: Maker, database: Database):
+    """The rest goes with the next one, in the order in which it came."""
+    tasks = submit(make(max_batch=2), *"abcde")
+    for number, keys in enumerate(("ab", "cd", "e")):
+        await database.batches(number + 1)
+        assert list(keys) == list(database.sent[number])
+        database.answer(number)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_key_is_never_twice_in_a_batch(make: Maker, database: Database):
+    """PostgreSQL would apply one of two writes of a row and drop the other."""
+    batcher = make()
+    one, neighbour, two, three = submit(batcher, "a", "b", "a", "a")
+    for number, keys in enumerate((["a", "b"], ["a"], ["a"])):
+        await database.batches(number + 1)
+        assert keys == list(database.sent[number])
+        assert [one, two, three][number].done() is False
+        database.answer(number)
+        await [one, two, three][number]
+    assert "b!" == await neighbour
+
+
+async def test_equal_items_share(make: Maker, database: Database):
+    """Several loads of one session are one row of the query."""
+    tasks = submit(make(share=lambda one, other: one == other), "a", "a", "a")
+    await database.batches(1)
+    database.answer(0)
+    assert ["a!"] * 3 == await asyncio.gather(*tasks)
+    assert [{"a": "item a"}] == database.sent
+
+
+async def test_each_waiter_learns_its_own_outcome(make: Maker, database: Database):
+    """An exception among the outcomes is for its key alone."""
+    good, gone = submit(make(), "a", "b")
+    await database.batches(1)
+    database.answer(0, {"b": SessionGone()})
+    assert "a!" == await good
+    with pytest.raises(SessionGone):
+        await gone
+
+
+async def test_an_outcome_may_come_later(make: Maker, database: Database):
+    """A row that somebody has locked is waited for outside of the batch."""
+
+    async def slow() -> str:
+        await released.wait()
+        return "late"
+
+    released = asyncio.Event()
+    batcher = make()
+    late, early = submit(batcher, "a", "b")
+    await database.batches(1)
+    database.answer(0, {"a": asyncio.ensure_future(slow())})
+    assert "b!" == await early
+    (other,) = submit(batcher, "c")  # the lane is free meanwhile
+    await database.batches(2)
+    database.answer(1)
+    assert "c!" == await other
+    assert not late.done()
+    released.set()
+    assert "late" == await late
+
+
+async def test_a_failing_batch_fails_only_its_own(make: Maker, database: Database):
+    """Each waiter gets an error of its own, and the next batch is sent."""
+    batcher = make()
+    failing = submit(batcher, "a", "b")
+    await database.batches(1)
+    following = submit(batcher, "c")
+    database.answer(0, StoreError("no"))
+    errors = await asyncio.gather(*failing, return_exceptions=True)
+    assert ["no", "no"] == [str(error) for error in errors]
+    assert errors[0] is not errors[1]
+    await database.batches(2)
+    database.answer(1)
+    assert ["c!"] == await asyncio.gather(*following)
+
+
+async def test_who_leaves_does_not_touch_the_neighbours(
+    make: Maker, database: Database
+):
+    """Cancelled in a batch or in the queue: the others get their answers."""
+    batcher = make()
+    leaves, stays = submit(batcher, "a", "b")
+    await database.batches(1)
+    queued, waits = submit(batcher, "c", "d")
+    await asyncio.sleep(0)
+    leaves.cancel()
+    queued.cancel()
+    await asyncio.sleep(0)
+    database.answer(0)
+    assert "b!" == await stays
+    await database.batches(2)
+    assert ["d"] == list(database.sent[1])  # for the other nobody waits any more
+    database.answer(1)
+    assert "d!" == await waits
+    assert leaves.cancelled()
+    assert queued.cancelled()
+
+
+async def test_if_all_leave_nothing_is_sent(make: Maker, database: Database):
+    """And the batcher is as ready as before."""
+    batcher = make()
+    (first,) = submit(batcher, "a")
+    await database.batches(1)
+    left = submit(batcher, "b", "c")
+    await asyncio.sleep(0)
+    for task in left:
+        task.cancel()
+    await asyncio.sleep(0)
+    database.answer(0)
+    await first
+    (next_one,) = submit(batcher, "d")
+    await database.batches(2)
+    assert ["d"] == list(database.sent[1])
+    database.answer(1)
+    await next_one
+
+
+async def test_a_driver_that_cancels_is_a_failure(make: Maker, database: Database):
+    """The waiters hear that the store failed, not that they were cancelled."""
+    tasks = submit(make(), "a")
+    await database.batches(1)
+    database._answers[0].cancel()
+    with pytest.raises(StoreUnavailable, match="was cancelled"):
+        await asyncio.gather(*tasks)
+
+
+async def test_the_queue_is_bounded(make: Maker, database: Database):
+    """Beyond `max_waiting` a request is refused at once, instead of waiting in vain."""
+    batcher = make(max_waiting=3)
+    tasks = submit(batcher, "a")
+    await database.batches(1)
+    tasks += submit(batcher, "b", "c", "d")
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable, match="3 requests are waiting"):
+        await batcher.submit("e", "item e")
+    database.answer(0)
+    await database.batches(2)
+    database.answer(1)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_time_limit_frees_the_lane(make: Maker, database: Database):
+    """Who waits in vain is told so; the next batch does not wait for the stuck one."""
+    batcher = make(timeout=0.05)
+    stuck = submit(batcher, "a", "b")
+    for error in await asyncio.gather(*stuck, return_exceptions=True):
+        assert isinstance(error, StoreUnavailable)
+    batcher.timeout = 20.0
+    tasks = submit(batcher, "c")
+    await database.batches(2)
+    database.answer(1)
+    assert ["c!"] == await asyncio.gather(*tasks)
+
+
+async def test_a_slow_query_gets_company(make: Maker, database: Database):
+    """A second lane opens when something has waited for a while; no third one does."""
+    batcher = make(lanes=2)
+    tasks = submit(batcher, "a")
+    await database.batches(1)
+    tasks += submit(batcher, "b", "c")
+    await database.batches(2)  # the first has not been answered
+    assert ["b", "c"] == list(database.sent[1])
+    tasks += submit(batcher, "d")
+    await asyncio.sleep(5 * Batcher.patience)
+    assert 2 == len(database.sent)
+    database.answer(1)
+    await database.batches(3)
+    database.answer(0)
+    database.answer(2)
+    assert ["a!", "b!", "c!", "d!"] == await asyncio.gather(*tasks)
+
+
+async def test_nothing_is_left_behind(make: Maker, database: Database):
+    """When all is answered there is no task, no timer and no waiter any more."""
+    batcher = make(lanes=2)
+    tasks = submit(batcher, "a")
+    await database.batches(1)
+    tasks += submit(batcher, "b")
+    database.answer(0)
+    await database.batches(2)
+    database.answer(1)
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(2 * Batcher.patience)
+    assert not batcher._queue
+    assert not batcher._under_way
+    assert not batcher._abandoned
+    assert batcher._patience_timer is None
