@@ -1,0 +1,205 @@
+"""What is measured: a PostgreSQL, its sessions, web processes and their counters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from benchmarks.server import ENVIRON, NAME
+from tornado_compas_session.embedded import EmbeddedPostgres, free_port
+from tornado_compas_session.ids import hash_id, new_id
+from tornado_compas_session.migrations import migrate
+from tornado_compas_session.signing import KeyRing
+
+SESSIONS = 1000
+_TICK = os.sysconf("SC_CLK_TCK")
+#: The content of a session: some 300 bytes of JSON.
+DATA = {
+    "counter": 7,
+    "user_id": "b7e3c1f0-4a55-4e0f-9d36-7f0c2f1f6a11",
+    "name": "Maria Mustermann",
+    "locale": "de-AT",
+    "theme": {"dark": True, "font": "large"},
+    "cart": [{"sku": "4711-0815", "count": 2}, {"sku": "2342-1337", "count": 1}],
+    "seen": ["welcome", "cookies", "tour-1", "tour-2", "tour-3"],
+    "csrf": "c2Vzc2lvbnMgYXJlIGNoZWFwIGlmIHlvdSBiYXRjaCB0aGVt",
+}
+
+
+class Counters(NamedTuple):
+    """Sums that only grow; the difference of two is what happened between them."""
+
+    cpu: float
+    statements: int
+    wal: int
+
+
+def newest_postgres() -> Path | None:
+    """Debian's, where it has pg_stat_statements, which the wheel's lacks."""
+    found = Path("/usr/lib/postgresql").glob("*/lib/pg_stat_statements.so")
+    newest = max(found, key=lambda path: int(path.parts[-3]), default=None)
+    return newest and newest.parents[1] / "bin"
+
+
+class World:
+    """A database with sessions in it; leaving its `with` block ends everything."""
+
+    def __init__(self, bin_dir: Path | None, sessions: int = SESSIONS) -> None:
+        self._sessions = sessions
+        self._stack = ExitStack()
+        self._bin_dir = bin_dir
+        self.servers: dict[str, WebProcess] = {}
+
+    def __enter__(self) -> Self:
+        folder = self._stack.enter_context(TemporaryDirectory(prefix="compas-bench-"))
+        settings: dict[str, object] = {
+            "shared_buffers": "512MB",
+            "max_wal_size": "4GB",
+            "max_connections": 150,
+        }
+        self.counts_statements = self._bin_dir is not None
+        if self.counts_statements:
+            settings["shared_preload_libraries"] = "pg_stat_statements"
+        postgres = EmbeddedPostgres(folder, settings=settings, bin_dir=self._bin_dir)
+        self._stack.enter_context(postgres)
+        self.dsn = postgres.dsn()
+        asyncio.run(migrate(self.dsn))
+        self.sql = self._stack.enter_context(psycopg.connect(self.dsn, autocommit=True))
+        self.version = self.sql.info.parameter_status("server_version")
+        if self.counts_statements:
+            self.sql.execute("CREATE EXTENSION pg_stat_statements")
+        self._fill()
+        self.cookies = Path(folder) / "cookies"
+        self.no_cookies = Path(folder) / "no-cookies"
+        keys = KeyRing([ENVIRON["APP_KEYS"]])
+        name = f"{NAME}.sess"
+        self.cookies.write_text(
+            "\n".join(f"{name}={keys.sign(name, i)}" for i in self.ids) + "\n"
+        )
+        self.no_cookies.write_text("")
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    def _fill(self) -> None:
+        """The sessions, in our table and in that of the hand-written handlers."""
+        self.ids = [new_id() for _ in range(self._sessions)]
+        self.sql.execute(
+            "CREATE TABLE hand_written (id text PRIMARY KEY, data jsonb NOT NULL,"
+            " expires_at timestamptz NOT NULL) WITH (fillfactor = 80)"
+        )
+        data = Jsonb(DATA)
+        with self.sql.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO hand_written VALUES (%s, %s, now() + interval '1 day')",
+                [(i, data) for i in self.ids],
+            )
+            cursor.executemany(
+                "INSERT INTO compas_session (id_hash, data, expires_at, reap_after)"
+                " VALUES (%s, %s, now() + interval '6 days', current_date + 6)",
+                [(hash_id(i), data) for i in self.ids],
+            )
+        # Visitors come in another order than their rows stand in.
+        random.Random(7).shuffle(self.ids)
+        self.settle()
+
+    def settle(self) -> None:
+        """No leftovers of the filling are to be counted later."""
+        self.sql.execute("VACUUM (FREEZE, ANALYZE)")
+        self.sql.execute("CHECKPOINT")
+
+    def renew(self) -> None:
+        """All sessions as if just used: for the next 30 seconds none is renewed."""
+        self.sql.execute(
+            "UPDATE compas_session SET expires_at = now() + interval '6 days'"
+        )
+
+    def serve(self, variant: str) -> WebProcess:
+        """Starts a web process, and waits until it answers."""
+        server = self._stack.enter_context(WebProcess(variant, self.dsn))
+        self.servers[variant] = server
+        return server
+
+    def counters(self, server: WebProcess) -> Counters:
+        statements = wal = 0
+        row = self.sql.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
+        ).fetchone()
+        assert row is not None
+        if self.counts_statements:
+            found = self.sql.execute(
+                "SELECT coalesce(sum(calls), 0)::bigint,"
+                " coalesce(sum(wal_bytes), 0)::bigint FROM pg_stat_statements"
+                " WHERE query ~ '(compas_session|hand_written)'"
+            ).fetchone()
+            assert found is not None
+            statements, wal = found
+        else:
+            wal = row[0]
+        return Counters(server.cpu(), statements, wal)
+
+
+class WebProcess:
+    """One variant in a process of its own."""
+
+    def __init__(self, variant: str, dsn: str) -> None:
+        self.variant, self.port = variant, free_port()
+        self._command = [
+            *(sys.executable, "-m", "benchmarks.server"),
+            *(variant, str(self.port), dsn),
+        ]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise RuntimeError(f"{self.variant} did not start")
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=10):
+            return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has used, user and system."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text()
+        fields = text.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICK
+
+    def memory(self) -> int:
+        """Bytes that are its own and nobody else's."""
+        text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        lines = [line.split() for line in text.splitlines()[1:]]
+        return 1024 * sum(
+            int(line[1]) for line in lines if line[0].startswith("Private_")
+        )
