@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FLOOR := .venv-floor
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help run test check lint format types bench docs audit lock clean
+.PHONY: help run test check floor lint format types bench docs audit lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +21,11 @@ test: $(INSTALLED) ## Run the tests; some of them: make test ARGS="-k cookie"
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: lint types test ## Everything CI checks
+
+# The oldest versions that setup.py allows; the lock has the newest.
+floor: $(FLOOR)/.installed ## Run the tests of the core with those
+	@$(FLOOR)/bin/python -m pytest tests/unit tests/acceptance tests/tornado_suite \
+		tests/integration/test_store.py $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
@@ -60,4 +66,12 @@ $(INSTALLED): requirements/dev.txt requirements/momoko.txt setup.py
 	@$(PIP) install --requirement requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --requirement requirements/momoko.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(FLOOR)/.installed: requirements/floor.txt $(INSTALLED)
+	@$(BIN)/python -m venv --without-pip $(FLOOR)
+	@$(PIP) --python $(FLOOR)/bin/python install --requirement requirements/dev.txt
+	@$(PIP) --python $(FLOOR)/bin/python install --no-deps --no-build-isolation \
+		--requirement requirements/momoko.txt --requirement requirements/floor.txt
+	@$(PIP) --python $(FLOOR)/bin/python install --no-deps --no-build-isolation --editable .
 	@touch $@
