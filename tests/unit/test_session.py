@@ -103,7 +103,7 @@ def test_nested_changes_are_noticed(edit):
 
 
 def test_one_and_true_differ():
-    """Values are compared as JSON has them (fault 5 of issue 3)."""
+    """Values are compared as JSON has them (fault 5 of docs/compas.md)."""
     session = stored()
     session["a"] = True
     assert ({"a": "true"}, set()) == written(session)
@@ -279,7 +279,7 @@ def test_destroying_empties_at_once():
 
 
 def test_destroying_nothing_is_nothing():
-    """Fault 12 of issue 3: no delete, no cookie."""
+    """Fault 12 of docs/compas.md: no delete, no cookie."""
     session = make_session()
     session.destroy()
 

@@ -38,7 +38,7 @@ def problems_of(**options):
 
 
 def test_defaults():
-    """The defaults of CONTRACT section 4, in development."""
+    """The defaults of docs/options.md, in development."""
     assert (
         SessionOptions(
             key="counter.sess",
@@ -142,7 +142,7 @@ def test_none_is_the_default():
     ],
 )
 def test_other_values(option, value, kept):
-    """Each option takes what CONTRACT section 4 allows (CK-5 at 400 days)."""
+    """Each option takes what docs/options.md allows (CK-5 at 400 days)."""
     assert kept == getattr(make_options(**{option: value}), option)
 
 
@@ -330,7 +330,7 @@ def test_keys_are_trimmed_and_in_order():
 
 @pytest.mark.parametrize("key", ["a" * 40, "changeme" * 4])
 def test_a_guessable_key_is_warned_of_and_not_shown(key, caplog):
-    """CONTRACT refuses by length only; what anybody can guess gets a warning (SG-4)."""
+    """What anybody can guess gets a warning; only its length is refused (SG-4)."""
     environ = {"APP_NAME": "shop", "APP_KEYS": key}
 
     assert (key,) == Environment.from_env(environ).keys
@@ -355,7 +355,7 @@ def test_a_guessable_key_is_warned_of_and_not_shown(key, caplog):
     ],
 )
 def test_wrong_keys_are_named_by_their_place(keys, complaint):
-    """Fault 3 of issue 3: no empty, short or repeated key (SG-4)."""
+    """Fault 3 of docs/compas.md: no empty, short or repeated key (SG-4)."""
     [problem] = faults(APP_KEYS=keys)
 
     assert complaint in problem

@@ -162,7 +162,7 @@ def test_a_dropped_key_verifies_nothing():
 
 
 def test_a_version_is_the_keys_own():
-    """Whatever comes before or after it in the list (CHECKLIST 3.2)."""
+    """Whatever comes before or after it in the list (SG-5)."""
     versions = [
         next(v for v, key in KeyRing(keys).versions.items() if key == KEY)
         for keys in ([KEY], [NEWER_KEY, KEY], [KEY, OLDER_KEY], [OLDER_KEY, KEY])
