@@ -483,8 +483,12 @@ class SessionMixin(RequestHandler):
         self._session_vary(headers, bool(cookies))
 
     def _session_vary(self, headers: Any, cookies: bool = False) -> None:
-        if cookies or self._session_used:
-            vary = headers.get("Vary", "")
+        if not (cookies or self._session_used):
+            return
+        if "Vary" not in headers:
+            headers["Vary"] = "Cookie"
+        else:
+            vary = headers["Vary"]
             named = {name.strip() for name in vary.lower().split(",")}
             if named.isdisjoint({"cookie", "*"}):
                 headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
