@@ -46,7 +46,7 @@ T = TypeVar("T")
 _SIGNATURE_MAX_AGE = MAX_MAX_AGE + 24 * 60 * 60
 _ID_TRIES = 3
 #: Seconds for which a regeneration is remembered, for the slow requests beside it.
-_SUCCESSORS_KEPT = 60.0
+_REGENERATED_KEPT = 60.0
 
 #: What an application may hang on `on_reuse`: called with the `RetiredId`.
 ReuseHook = Callable[[RetiredId], Awaitable[object] | None]
@@ -107,8 +107,8 @@ class SessionManager:
         self._warned: set[str] = set()
         self._refused = 0
         self._refused_logged = -math.inf
-        #: Ids that were regenerated here a moment ago: the new id, and when.
-        self._successors: dict[str, tuple[str, float]] = {}
+        #: Ids that were regenerated here a moment ago, and when.
+        self._regenerated: dict[str, float] = {}
 
     @property
     def keys(self) -> KeyRing:
@@ -347,7 +347,7 @@ class SessionManager:
                 )
                 if saved is not None:
                     self._log("regenerated", saved)
-                    self._remember_successor(record.id, saved.id)
+                    self._remember_regenerated(record.id)
             if saved is None:
                 # Another request has regenerated it first: this is the same session.
                 saved = await self._bounded(self.store.save(record.id, plan.change))
@@ -399,7 +399,11 @@ class SessionManager:
         if record is not None:
             if session._insecure and presented is None:
                 return []
-            record = self._with_current_id(record)
+            if record.id in self._regenerated:
+                # Another request has regenerated it while this one only read. The old
+                # id must not get back into the browser, nor the new one to whoever
+                # knew the old one: within the grace, the store tells it.
+                return []
             moved = presented is None or presented.id != record.id
             if not (
                 self.options.overwrite or session._fresh or moved or presented.outdated
@@ -418,25 +422,14 @@ class SessionManager:
         headers += [cookie.clear() for cookie in self._old_cookies]
         return headers
 
-    def _remember_successor(self, old: str, new: str) -> None:
+    def _remember_regenerated(self, session_id: str) -> None:
         now = time.monotonic()
-        while self._successors:
-            first = next(iter(self._successors))
-            if now - self._successors[first][1] < _SUCCESSORS_KEPT:
+        while self._regenerated:
+            first = next(iter(self._regenerated))
+            if now - self._regenerated[first] < _REGENERATED_KEPT:
                 break
-            del self._successors[first]
-        self._successors[old] = new, now
-
-    def _with_current_id(self, record: SessionRecord) -> SessionRecord:
-        """
-        The id that another request has regenerated to while this one only read.
-
-        It must not put the old one back into the browser, which would be taken for a
-        thief after the grace.
-        """
-        while record.id in self._successors:
-            record = record._replace(id=self._successors[record.id][0])
-        return record
+            del self._regenerated[first]
+        self._regenerated[session_id] = now
 
     def _value(self, record: SessionRecord) -> str:
         if self.options.signed:
