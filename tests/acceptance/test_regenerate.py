@@ -180,8 +180,8 @@ async def test_the_old_id_can_sign_out_in_the_grace(url, store):
 @short
 async def test_a_slow_reader_does_not_put_the_old_cookie_back(url, store, reused):
     """
-    Answered after the regeneration, it sends no cookie: not the old one, which would log
-    the visitor out, nor the new one, which would be a gift to who fixed the old one.
+    Answered after the regeneration, it sends no cookie: not the old one, which would
+    log the visitor out, nor the new one, a gift to whoever had fixed the old one.
     """
     steps.update({"reading": asyncio.Event()})
     browser = Browser(url)
