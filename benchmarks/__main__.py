@@ -197,6 +197,8 @@ def wal_within_renew(world: World, seconds: float) -> float:
     """WAL bytes per read while no session is due to be renewed."""
     world.renew()
     world.settle()
+    # The first readers note, page by page, which rows are committed.
+    measure(world, world.servers[OURS], "read", 16, seconds)
     return measure(world, world.servers[OURS], "read", 16, seconds).wal
 
 
