@@ -610,6 +610,8 @@ def wait_until_refused(url: str) -> None:
             socket.create_connection((address.hostname, address.port), 2).close()
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            pass  # it had not been accepted when the server closed its socket
         time.sleep(0.05)
     raise AssertionError("the server still takes connections")
 
