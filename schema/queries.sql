@@ -116,14 +116,6 @@ SELECT id_hash, data, expires_at, (expires_at AT TIME ZONE 'UTC')::date,
     ON CONFLICT (id_hash) DO NOTHING
 RETURNING @written@;
 
--- find_created --
--- Whether a session that could not be created is the one that was to be: the driver may
--- have sent the statement twice, when its reply was lost.
-SELECT @written@
-  FROM compas_session s
- WHERE s.id_hash = :id::bytea AND s.data = :data::text::jsonb
-   AND s.created_at > now() - interval '1 minute';
-
 -- save_sessions --
 -- Merges changes into live sessions. A row that somebody else has locked is left out,
 -- and so is one that is gone: those are saved one by one, so that nobody waits for

@@ -46,10 +46,6 @@ class Pool(Protocol):
     back, clean. After an error in `fetch` the statement may or may not have happened.
     """
 
-    #: True if the driver may send a statement a second time by itself when the reply
-    #: was lost, so that an INSERT can meet the row that it made.
-    repeats: bool
-
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """Runs one statement in its own transaction; committed when it returns."""
 

@@ -48,7 +48,6 @@ class CountingPool:
 
     def __init__(self, pool):
         self.pool = pool
-        self.repeats = pool.repeats
         self.sent = []
 
     async def fetch(self, statement, **values):

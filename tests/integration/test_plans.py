@@ -21,7 +21,6 @@ ARGUMENTS = {
     "load_sessions": {"ids": IDS},
     "lock_session": {"id": ID},
     "create_sessions": {"ids": IDS, "changes": CHANGES},
-    "find_created": {"id": ID, "data": "'{}'"},
     "save_sessions": {"ids": IDS, "changes": CHANGES},
     "save_session": {"id": ID, "change": """'{"idle": 60}'"""},
     "regenerate_session": {

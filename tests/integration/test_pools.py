@@ -82,8 +82,6 @@ def kill_connections(dsn: str) -> int:
 class Spy:
     """A pool in front of another one, which counts and may answer something else."""
 
-    repeats = False
-
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.asked: list[str] = []

@@ -31,8 +31,6 @@ POOL = 4
 class CountingPool:
     """Counts the statements."""
 
-    repeats = False
-
     def __init__(self, pool: Pool) -> None:
         self.pool, self.count = pool, 0
 

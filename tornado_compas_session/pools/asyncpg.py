@@ -121,7 +121,6 @@ class AsyncpgPool:
     back after a second, so that the pool's own upkeep sees it.
     """
 
-    repeats = False
     keep_seconds = 1.0
     keep_most = 4
 

@@ -1,15 +1,19 @@
 """
 momoko 2.2.5.1, for applications that have it: a thin adapter.
 
-momoko never gets a connection back whose caller was cancelled, and knows no time
-limits. So each of its calls runs in a task that nobody cancels, and who waits for it
-waits no longer than the limit.
+momoko never gets a connection back whose caller was cancelled, knows no time limits,
+and sends a statement again when its reply was lost. So each call runs in a task that
+nobody cancels, on a connection taken for it; one that takes too long has its connection
+cut, which ends it; and nothing is sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -33,9 +37,7 @@ _VERSION = "2.2.5.1"
 
 
 class MomokoPool:
-    """A `Pool` over a `momoko.Pool`, which may send a statement twice."""
-
-    repeats = True
+    """A `Pool` over a `momoko.Pool`."""
 
     def __init__(self, pool: momoko.Pool, *, timeout: float) -> None:
         installed = version("momoko")
@@ -50,31 +52,31 @@ class MomokoPool:
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        return await self._unharmed(self._execute(self._pool, statement, values))
+        connection = _Connection(self._pool)
+        return await self._unharmed(connection, connection.alone(statement, values))
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[_Connection]:
+    async def transaction(self) -> AsyncIterator[_InTransaction]:
         """One connection and one transaction."""
-        acquiring = asyncio.ensure_future(self._begin())
+        connection = _Connection(self._pool)
+        beginning = self._start(connection, connection.begin())
         try:
-            driver = await self._unharmed(acquiring)
+            await self._wait(beginning)
         except BaseException:
             # It may come after we have stopped waiting.
-            acquiring.add_done_callback(self._give_back_late)
+            beginning.add_done_callback(lambda task: self._end_late(task, connection))
             raise
-        connection = _Connection(self, driver)
         try:
-            yield connection
+            yield _InTransaction(self, connection)
         except BaseException:
             with suppress(StoreError):
-                await self._unharmed(self._end(connection, "ROLLBACK"))
+                await self._unharmed(connection, connection.end("ROLLBACK"))
             raise
-        await self._unharmed(self._end(connection, "COMMIT"))
+        await self._unharmed(connection, connection.end("COMMIT"))
 
     async def expire(self) -> None:
-        """Drops the idle connections; momoko opens them anew."""
-        for connection in self._pool.conns.free:
-            connection.close()
+        """Drops the idle connections; they are opened anew when they are taken."""
+        _expire(self._pool)
 
     async def close(self) -> None:
         """Closes the pool, when what is under way has ended or used up its time."""
@@ -83,34 +85,132 @@ class MomokoPool:
         if not self._pool.closed:
             self._pool.close()
 
-    async def _unharmed(self, work: Awaitable[T]) -> T:
+    async def _unharmed(
+        self, connection: _Connection, work: Coroutine[Any, Any, T]
+    ) -> T:
         """Waits, within the limit, for work that nobody's leaving cancels."""
-        task: asyncio.Task[T] = asyncio.ensure_future(work)
+        return await self._wait(self._start(connection, work))
+
+    def _start(
+        self, connection: _Connection, work: Coroutine[Any, Any, T]
+    ) -> asyncio.Task[T]:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        limit = loop.call_later(self._timeout, connection.cut)
         self._under_way.add(task)
-        task.add_done_callback(self._ended)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            limit.cancel()
+            self._under_way.discard(task)
+            if not task.cancelled():
+                task.exception()  # whoever waited may have left
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _wait(self, task: asyncio.Task[T]) -> T:
         done, _ = await asyncio.wait({task}, timeout=self._timeout)
         if not done:
             raise StoreUnavailable("the database did not answer in time")
         return task.result()
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waited may have left
+    def _end_late(self, beginning: asyncio.Task[None], connection: _Connection) -> None:
+        if not beginning.cancelled() and beginning.exception() is None:
+            self._start(connection, connection.end("ROLLBACK"))
 
-    async def _execute(
-        self, driver: Any, statement: Statement, values: dict[str, Any]
-    ) -> Sequence[Row]:
+
+class _InTransaction:
+    def __init__(self, pool: MomokoPool, connection: _Connection) -> None:
+        self._pool = pool
+        self._connection = connection
+
+    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+        work = self._connection.fetch(statement, values)
+        return await self._pool._unharmed(self._connection, work)
+
+    async def run_script(self, sql: str) -> None:
+        await self._pool._unharmed(self._connection, self._connection.run(sql))
+
+
+class _Connection:
+    """One of momoko's connections, from when it is asked for until it is given back."""
+
+    def __init__(self, pool: momoko.Pool) -> None:
+        self._pool = pool
+        self._driver: Any = None
+        self._is_cut = False
+        # If none of these has opened by the time limit, none of them will.
+        self._opening = list(pool.conns.pending)
+        # A statement may be running whose caller has left.
+        self._busy = asyncio.Lock()
+
+    def cut(self) -> None:
+        """Ends what is under way on it: momoko notices, and has its way of going on."""
+        self._is_cut = True
+        if self._driver is not None:
+            _cut(self._driver)
+            return
+        for driver in self._opening:
+            if driver in self._pool.conns.pending:
+                _cut(driver)
+
+    async def alone(self, statement: Statement, values: dict[str, Any]) -> list[Row]:
+        await self._take()
+        try:
+            return await self.fetch(statement, values)
+        finally:
+            await self._give_back()
+
+    async def begin(self) -> None:
+        await self._take()
+        try:
+            await self.run("BEGIN")
+        except BaseException:
+            await self._give_back()
+            raise
+
+    async def end(self, verb: str) -> None:
+        try:
+            await self.run(verb)
+        finally:
+            await self._give_back()
+
+    async def fetch(self, statement: Statement, values: dict[str, Any]) -> list[Row]:
         given = tuple(_adapted(values[name]) for name in statement.parameters)
-        cursor = await self._ask(
-            driver.execute,
-            statement.formatted,
-            statement.spread(given),
-            # The application's own may make dicts.
-            cursor_factory=tuple_cursor,
-        )
-        rows: Sequence[Row] = cursor.fetchall() if cursor.description else []
-        return rows
+        async with self._busy:
+            cursor = await self._ask(
+                self._driver.execute,
+                statement.formatted,
+                statement.spread(given),
+                # The application's own may make dicts.
+                cursor_factory=tuple_cursor,
+            )
+        return cursor.fetchall() if cursor.description else []
+
+    async def run(self, sql: str) -> None:
+        async with self._busy:
+            await self._ask(self._driver.execute, sql)
+
+    async def _take(self) -> None:
+        self._driver = driver = await self._ask(self._pool.getconn, ping=False)
+        try:
+            if self._is_cut:  # too late: nobody waits for it any more
+                raise StoreUnavailable("the database did not answer in time")
+            if driver.closed or _has_ended(driver):
+                driver.close()
+                await self._ask(driver.connect)
+        except BaseException:
+            await self._give_back()
+            raise
+
+    async def _give_back(self) -> None:
+        driver = self._driver
+        if driver.closed and not self._is_cut:
+            # momoko itself would leave it dead for half a second.
+            with suppress(psycopg2.Error):
+                await driver.connect()
+        self._driver = None  # no longer ours to cut
+        self._pool.putconn(driver)
 
     async def _ask(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
@@ -126,55 +226,33 @@ class MomokoPool:
             # psycopg2 has no NUL in a text, and says so with a ValueError.
             kind = "22000" if isinstance(error, ValueError) else None
             ours = error_of(kind, type(error).__name__, None)
+        if self._is_cut:
+            raise StoreUnavailable("the database did not answer in time")
         if isinstance(ours, ConnectionLost):
-            await self.expire()
+            _expire(self._pool)
+            if self._driver is not None:
+                self._driver.close()  # it may only have become read-only
         raise ours
 
-    async def _begin(self) -> Any:
-        driver = await self._ask(self._pool.getconn)
-        try:
-            await self._ask(driver.execute, "BEGIN")
-        except BaseException:
-            self._pool.putconn(driver)
-            raise
-        return driver
 
-    async def _end(self, connection: _Connection, verb: str) -> None:
-        async with connection.busy:  # a statement may be running whose caller has left
-            try:
-                await self._ask(connection.driver.execute, verb)
-            finally:
-                self._pool.putconn(connection.driver)
-
-    def _give_back_late(self, acquiring: asyncio.Future[Any]) -> None:
-        if not acquiring.cancelled() and acquiring.exception() is None:
-            connection = _Connection(self, acquiring.result())
-            task = asyncio.ensure_future(self._end(connection, "ROLLBACK"))
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
+def _expire(pool: momoko.Pool) -> None:
+    for driver in pool.conns.free:
+        driver.close()
 
 
-class _Connection:
-    def __init__(self, pool: MomokoPool, driver: Any) -> None:
-        self._pool = pool
-        self.driver = driver
-        self.busy = asyncio.Lock()
+def _has_ended(driver: Any) -> bool:
+    """Whether the server has closed an idle connection."""
+    poll = select.poll()
+    # Elsewhere than on Linux: it has something to say, and that will be it.
+    poll.register(driver.fileno, getattr(select, "POLLRDHUP", select.POLLIN))
+    return bool(poll.poll(0))
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        return await self._pool._unharmed(self._fetch(statement, values))
 
-    async def run_script(self, sql: str) -> None:
-        await self._pool._unharmed(self._run(sql))
-
-    async def _fetch(
-        self, statement: Statement, values: dict[str, Any]
-    ) -> Sequence[Row]:
-        async with self.busy:
-            return await self._pool._execute(self.driver, statement, values)
-
-    async def _run(self, sql: str) -> None:
-        async with self.busy:
-            await self._pool._ask(self.driver.execute, sql)
+def _cut(driver: Any) -> None:
+    """Ends the connection below psycopg2, so that momoko hears of it, and not we."""
+    if not driver.closed:
+        with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno)) as link:
+            link.shutdown(socket.SHUT_RDWR)
 
 
 def _adapted(value: Any) -> Any:

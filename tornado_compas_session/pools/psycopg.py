@@ -24,8 +24,6 @@ logger = logging.getLogger("tornado_compas_session")
 class PsycopgPool:
     """A `Pool` over an `AsyncConnectionPool`; gives every connection back."""
 
-    repeats = False
-
     def __init__(
         self, pool: psycopg_pool.AsyncConnectionPool[Any], *, timeout: float
     ) -> None:

@@ -375,14 +375,8 @@ class PostgresSessionStore:
 
     async def _create_batch(self, items: dict[bytes, Write]) -> dict[bytes, Any]:
         outcomes = await self._write("create_sessions", items)
-        for id_hash, (session_id, change) in items.items():
-            if id_hash not in outcomes:
-                own = self._pool.repeats and await self._ask(
-                    "find_created", id=id_hash, data=join_object(change.changed)
-                )
-                outcomes[id_hash] = (
-                    await self._saved(own[0], session_id) if own else SessionIdTaken()
-                )
+        for id_hash in items:
+            outcomes.setdefault(id_hash, SessionIdTaken())
         return outcomes
 
     async def _save_batch(self, items: dict[bytes, Write]) -> dict[bytes, Any]:
@@ -555,24 +549,28 @@ class _Locked:
 
 def _change_json(change: SessionChange) -> str:
     """The change as the statements expect it; what is not set is left out."""
-    fields: dict[str, str] = {}
+    parts: list[str] = []
     if change.changed or change.replace:
-        fields["set"] = join_object(change.changed)
+        parts.append(f'"set":{join_object(change.changed)}')
     if change.removed:
-        fields["remove"] = encode(change.removed)
+        parts.append(f'"remove":{encode(change.removed)}')
     if change.replace:
-        fields["replace"] = "true"
+        parts.append('"replace":true')
     if change.own:
-        fields["own"] = "true"
-    for name in ("idle", "absolute", "own_idle", "own_absolute"):
-        value = getattr(change, name)
-        if value is not None:
-            fields[name] = repr(value)
-    for name in ("user_agent", "address"):
-        value = getattr(change, name)
-        if value is not None:
-            fields[name] = encode(value)
-    return join_object(fields)
+        parts.append('"own":true')
+    if change.idle is not None:
+        parts.append(f'"idle":{change.idle!r}')
+    if change.absolute is not None:
+        parts.append(f'"absolute":{change.absolute!r}')
+    if change.own_idle is not None:
+        parts.append(f'"own_idle":{change.own_idle!r}')
+    if change.own_absolute is not None:
+        parts.append(f'"own_absolute":{change.own_absolute!r}')
+    if change.user_agent is not None:
+        parts.append(f'"user_agent":{encode(change.user_agent)}')
+    if change.address is not None:
+        parts.append(f'"address":{encode(change.address)}')
+    return "{" + ",".join(parts) + "}"
 
 
 async def _end(transaction: Transaction, error: BaseException | None) -> None:
