@@ -58,6 +58,12 @@ def make_environment(**values: Any) -> Environment:
     )
 
 
+async def load_session(manager: SessionManager, cookie_lines: list[str]) -> Session:
+    """The session that a request with these Cookie headers has."""
+    presented = manager.find(cookie_lines)
+    return Session(manager) if presented is None else await manager.load(presented)
+
+
 def make_options(**options: Any) -> SessionOptions:
     has_store = options.pop("has_store", True)
     environment = options.pop("environment", None) or make_environment()

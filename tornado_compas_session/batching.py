@@ -77,8 +77,8 @@ class Batcher(Generic[Item, Result]):
         # Tasks that were given up: kept until they end, or they would be collected.
         self._abandoned: set[asyncio.Task[None]] = set()
 
-    async def submit(self, key: Hashable, item: Item) -> Result:
-        """The outcome for this item; raises what its batch, or it alone, met."""
+    def submit(self, key: Hashable, item: Item) -> asyncio.Future[Result]:
+        """The outcome for this item; or what its batch, or it alone, met."""
         if len(self._queue) >= self.max_waiting:
             raise StoreUnavailable(
                 f"{len(self._queue)} requests are waiting for the session store already"
@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
             self._start()
         elif self._patience_timer is None and len(self._under_way) < self.lanes:
             self._watch()
-        return await waiter  # type: ignore[no-any-return]
+        return waiter
 
     def _watch(self) -> None:
         """Looks after a while whether the first in the queue is still waiting."""

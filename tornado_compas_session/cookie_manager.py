@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from tornado_compas_session.exceptions import (
@@ -19,14 +19,10 @@ from tornado_compas_session.exceptions import (
     SessionError,
 )
 from tornado_compas_session.jsondata import encode
-from tornado_compas_session.manager import (
-    NOTHING,
-    Plan,
-    SessionManager,
-)
+from tornado_compas_session.manager import Plan, Presented, SessionManager
 from tornado_compas_session.session import Session
 from tornado_compas_session.settings import SessionOptions
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.signing import KeyRing, Signed
 from tornado_compas_session.types import Saved, SessionChange, SessionRecord
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
@@ -46,17 +42,14 @@ class CookieSessionManager(SessionManager):
         super().__init__(options, keys, None)  # type: ignore[arg-type]
         self._clock = clock
 
-    def _parse(self, value: bytes) -> str | None:
+    def _presented(self, signed: Signed) -> Presented | None:
         try:
-            return value.decode("utf-8")
+            return Presented(signed.value.decode("utf-8"), signed.old_key)
         except UnicodeDecodeError:  # signed by the application, for itself
             return None
 
-    async def load(self, cookie_lines: Sequence[str]) -> Session:
+    async def load(self, presented: Presented) -> Session:
         """The session in the cookie, if it has not expired; else a new one."""
-        presented = self.find(cookie_lines) if cookie_lines else None
-        if presented is None:
-            return Session(self)
         record = _read(presented.id, self._clock())
         if record is None:
             return Session(self)
@@ -64,7 +57,7 @@ class CookieSessionManager(SessionManager):
             return Session(self, None, presented)
         return Session(self, record, presented)
 
-    def plan(self, session: Session, *, automatic: bool = True) -> Plan:
+    def plan(self, session: Session, *, automatic: bool = True) -> Plan | None:
         """
         Commits, which needs no waiting; so there is never anything left to do.
 
@@ -75,12 +68,12 @@ class CookieSessionManager(SessionManager):
         record = session._record
         session._doomed = ()
         if record is None and not change.changed:
-            return NOTHING
+            return None
         if change.only_renews and not self._renewal(session):
-            return NOTHING
+            return None
         if session._sealed:
             if change.only_renews:
-                return NOTHING
+                return None
             raise ResponseAlreadySent(session._sealed)
         if session._insecure and session.cookie is None:
             return super().plan(session, automatic=automatic)  # says why not
@@ -117,7 +110,7 @@ class CookieSessionManager(SessionManager):
                 Saved("", created, expires, now), change, session._replaced
             )
         session._raw, session._record, session._fresh = text, renewed, True
-        return NOTHING
+        return None
 
     def _value(self, record: SessionRecord) -> str:
         fields = [record.created, record.expires, record.own_idle, record.own_absolute]
@@ -126,7 +119,7 @@ class CookieSessionManager(SessionManager):
         text += b" " * (-len(text) % 3)
         return self.keys.sign(self.options.key, text)
 
-    async def commit(self, session: Session, plan: Plan) -> None:
+    async def commit(self, session: Session, plan: Plan | None) -> None:
         """Nothing is left to do: `plan` has done it."""
 
     async def save(self, session: Session) -> None:

@@ -9,15 +9,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Call:
-    __slots__ = ("over", "task", "until")
-
-    def __init__(self, task: asyncio.Task[Any], until: float) -> None:
-        self.task = task
-        self.until = until
-        self.over = False
-
-
 class Deadlines:
     """
     `asyncio.timeout` for calls that all have the same limit.
@@ -32,7 +23,8 @@ class Deadlines:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls: dict[_Call, None] = {}
+        #: The tasks that wait, the first to be over first, and until when.
+        self._calls: dict[asyncio.Task[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Awaitable[T]) -> T:
@@ -40,34 +32,32 @@ class Deadlines:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # the application's earlier one has ended
             self._loop, self._calls, self._timer = loop, {}, None
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         assert task is not None
-        call = _Call(task, loop.time() + self.seconds)
-        self._calls[call] = None
+        if task in self._calls:  # a call within a call: the outer one is over first
+            return await work
+        self._calls[task] = until = loop.time() + self.seconds
         if self._timer is None:
-            self._timer = loop.call_at(call.until, self._look)
+            self._timer = loop.call_at(until, self._look)
         cancelling = task.cancelling()
         try:
             return await work
         except asyncio.CancelledError:
-            if call.over and task.cancelling() - 1 <= cancelling:
+            if task not in self._calls and task.cancelling() - 1 <= cancelling:
                 raise TimeoutError from None
             raise
         finally:
-            if call.over:
+            if self._calls.pop(task, None) is None:  # `_look` has cancelled it
                 task.uncancel()
-            else:
-                self._calls.pop(call, None)
 
     def _look(self) -> None:
         assert self._loop is not None
         self._timer = None
         now = self._loop.time()
         while self._calls:
-            call = next(iter(self._calls))
-            if call.until > now:
-                self._timer = self._loop.call_at(call.until, self._look)
+            task, until = next(iter(self._calls.items()))
+            if until > now:
+                self._timer = self._loop.call_at(until, self._look)
                 return
-            del self._calls[call]
-            call.over = True
-            call.task.cancel()
+            del self._calls[task]
+            task.cancel()

@@ -19,9 +19,9 @@ import random
 import sys
 import weakref
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
+import tornado
 from tornado.concurrent import Future, future_set_result_unless_cancelled
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
@@ -34,7 +34,7 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
 )
 from tornado_compas_session.held import HeldConnection
-from tornado_compas_session.manager import NOTHING, Plan, SessionManager
+from tornado_compas_session.manager import Plan, SessionManager
 from tornado_compas_session.session import Session
 from tornado_compas_session.types import JSON
 
@@ -62,11 +62,11 @@ class SessionMixin(RequestHandler):
     A handler that overrides `prepare` begins it with `await super().prepare()`.
     """
 
+    _session_manager: SessionManager
     _session: Session | None = None
     _session_error: SessionError | None = None
-    _session_used = False
     _session_discard = False
-    _session_plan: Plan = NOTHING
+    _session_plan: Plan | None = None
     _session_held: HeldConnection | None = None
     _session_watch: asyncio.TimerHandle | None = None
 
@@ -90,14 +90,15 @@ class SessionMixin(RequestHandler):
         Raises `SessionNotLoaded` before `prepare`, and `StoreError` on the error page
         of a request whose session could not be loaded.
         """
-        if self._session is None:
+        session = self._session
+        if session is None:
             if self._session_error is not None:
                 raise self._session_error
             if self.request.method == "OPTIONS":
                 raise SessionNotLoaded("OPTIONS requests do no session work")
             raise SessionNotLoaded(f"{type(self).__name__}: {SessionNotLoaded()}")
-        self._session_used = True
-        return self._session
+        session._used = True
+        return session
 
     @session.setter
     def session(self, value: Mapping[str, JSON] | None) -> None:
@@ -126,26 +127,32 @@ class SessionMixin(RequestHandler):
         result = super().prepare()
         if result is not None:
             await result
-        if self._finished or self.request.method == "OPTIONS":
+        request = self.request
+        if self._finished or request.method == "OPTIONS":
             return
-        manager = self._session_manager
-        try:
-            session = await manager.load(self.request.headers.get_list("Cookie"))
-            if isinstance(self, WebSocketHandler):
-                # The handshake is not held, so what it has to save is saved here.
-                plan = manager.plan(session)
-                if plan:
-                    await manager.commit(session, plan)
-        except SessionError as error:
-            self._session_error = error
-            raise
+        manager = self._session_manager = self._session_find_manager()
+        options = manager.options
+        lines = request.headers.get_list("Cookie")
+        presented = manager.find(lines) if lines else None
+        if presented is None:
+            session = Session(manager)
+        else:
+            try:
+                session = await manager.load(presented)
+                if isinstance(self, WebSocketHandler):
+                    # The handshake is not held, so what it has to save is saved here.
+                    await manager.commit(session, manager.plan(session))
+            except SessionError as error:
+                self._session_error = error
+                raise
         # Weakly: a circle of references would leave the whole request, and with it a
         # tenth of the time, to the garbage collector.
-        session._on_change = partial(_session_changed, weakref.ref(self))
-        session._insecure = manager.options.secure and self.request.protocol != "https"
-        if manager.options.record_client:
-            agent = self.request.headers.get("User-Agent", "")[:256]
-            session._client = agent, self.request.remote_ip
+        session._handler = weakref.ref(self)
+        if options.secure:
+            session._insecure = request.protocol != "https"
+        if options.record_client:
+            agent = request.headers.get("User-Agent", "")[:256]
+            session._client = agent, request.remote_ip
         self._session = session
         self._session_changed()  # whoever asked before did not know yet
 
@@ -156,32 +163,35 @@ class SessionMixin(RequestHandler):
         What needs a new cookie is committed before the headers leave, so the returned
         future may wait for the commit; the end of a response waits for all the rest.
         """
-        if not self._headers_written and isinstance(self._session_error, StoreError):
-            self.set_header("Retry-After", _RETRY_AFTER)
-        held = self._session_held
+        session, error, held = self._session, self._session_error, self._session_held
         if held is not None and held.failed is not None and not self._finished:
             raise held.failed
-        if self._session is not None and self._session_error is None:
+        if error is not None:
+            if not self._headers_written and isinstance(error, StoreError):
+                self.set_header("Retry-After", _RETRY_AFTER)
+        elif session is not None:
             if not self._headers_written:
-                self._session_headers(self._session, final=include_footers)
+                self._session_headers(session, final=include_footers)
             elif include_footers:
-                self._session_end(self._session)
+                self._session_end(session)
         return super().flush(include_footers)
 
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
         """Ends the response; it leaves when the session is committed."""
         ui = self.ui
         future = super().finish(chunk)
-        if self._session_plan:
-            # `on_finish` was overridden without calling super().
+        held = self._session_held
+        if held is not None:
+            # If `on_finish` was overridden without calling super().
             self._session_start_commit()
-        if self._session_held is not None and self._session_held.holding:
-            self.ui = ui  # an error page may follow, and want it
+            if held.holding:
+                self.ui = ui  # an error page may follow, and want it
         return future
 
     def on_finish(self) -> None:
         """Starts the save."""
-        self._session_start_commit()
+        if self._session_plan is not None:
+            self._session_start_commit()
         if self._status_code == 101 and self._session is not None:
             self._session_watch_over(self._session)
         super().on_finish()
@@ -256,21 +266,24 @@ class SessionMixin(RequestHandler):
             self._session_watch.cancel()
         super().on_connection_close()
 
-    async def _execute(self, transforms: Any, *args: bytes, **kwargs: bytes) -> None:
-        try:
-            await super()._execute(transforms, *args, **kwargs)
-        except asyncio.CancelledError:
-            # Tornado before 6.6 leaves the client waiting for ever.
-            if not self._finished:
-                self.send_error(500)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
+    if tornado.version_info < (6, 6):
+
+        async def _execute(
+            self, transforms: Any, *args: bytes, **kwargs: bytes
+        ) -> None:
+            try:
+                await super()._execute(transforms, *args, **kwargs)
+            except asyncio.CancelledError:
+                # Tornado leaves the client waiting for ever.
+                if not self._finished:
+                    self.send_error(500)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
 
     # ── inside ───────────────────────────────────────────────────────────────────
 
-    @property
-    def _session_manager(self) -> SessionManager:
+    def _session_find_manager(self) -> SessionManager:
         manager = self.settings.get("session_manager")
         if manager is None:
             raise SessionNotLoaded(
@@ -291,17 +304,22 @@ class SessionMixin(RequestHandler):
             session._sealed = "the handshake of the WebSocket is over"
             self._session_add_headers(self._headers)
             return
+        if final and session.blank:
+            if session._used:
+                _vary(self._headers)
+            return
         if self._session_discard or self._status_code >= 500:
             self._session_discard = True
             if session._fresh and session._record is not None:
                 # `save()` has committed: the browser must learn the id of that.
                 self._session_add_headers(self._headers)
-            self._session_vary(self._headers)
+            elif session._used:
+                _vary(self._headers)
             return
         plan = self._session_manager.plan(session)
-        if not final and plan.verb == "save":
-            plan = NOTHING  # data alone is saved at the end; a cookie goes before it
-        if plan:
+        if not final and plan is not None and plan.verb == "save":
+            plan = None  # data alone is saved at the end; a cookie goes before it
+        if plan is not None:
             held = self._session_hold(plan)
             if final:
                 self._session_hold_body(held)
@@ -318,7 +336,7 @@ class SessionMixin(RequestHandler):
         if self._session_discard or (held is not None and held.holding):
             return  # in the second case, the commit under way looks again at its end
         plan = self._session_manager.plan(session)
-        if plan:
+        if plan is not None:
             self._session_hold_body(self._session_hold(plan))
 
     def _session_hold(self, plan: Plan) -> HeldConnection:
@@ -347,16 +365,14 @@ class SessionMixin(RequestHandler):
             self.request._body_future = Future()
 
     def _session_start_commit(self) -> None:
-        plan, self._session_plan = self._session_plan, NOTHING
+        plan, self._session_plan = self._session_plan, None
         held = self._session_held
-        if plan and held is not None and not held.broken:
-            task = asyncio.get_running_loop().create_task(
-                self._session_commit(plan, held)
+        if plan is not None and held is not None and not held.broken:
+            _commits.add(
+                asyncio.get_running_loop().create_task(self._session_commit(plan, held))
             )
-            _commits.add(task)
-            task.add_done_callback(_commits.discard)
 
-    async def _session_commit(self, plan: Plan, held: HeldConnection) -> None:
+    async def _session_commit(self, plan: Plan | None, held: HeldConnection) -> None:
         session, manager = self._session, self._session_manager
         assert session is not None
         early = not self._finished
@@ -383,6 +399,8 @@ class SessionMixin(RequestHandler):
                 held.close()
             if self._finished:
                 self._break_cycles()  # Tornado's; `finish` had undone it
+        finally:
+            _commits.discard(asyncio.current_task())
 
     async def _session_unlocked(self, locked: asyncio.Future[None]) -> None:
         await asyncio.wait({locked})
@@ -477,29 +495,28 @@ class SessionMixin(RequestHandler):
         session = self._session
         assert session is not None
         cookies = self._session_manager.cookies(session)
-        for cookie in cookies:
-            headers.add("Set-Cookie", cookie)
-        if cookies and "Cache-Control" not in headers:
-            # No shared cache may keep it; the browser may, and asks again.
-            headers["Cache-Control"] = "private, no-cache"
-        self._session_vary(headers, bool(cookies))
-
-    def _session_vary(self, headers: Any, cookies: bool = False) -> None:
-        if not (cookies or self._session_used):
-            return
-        if "Vary" not in headers:
-            headers["Vary"] = "Cookie"
-        else:
-            vary = headers["Vary"]
-            named = {name.strip() for name in vary.lower().split(",")}
-            if named.isdisjoint({"cookie", "*"}):
-                headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
+        if cookies:
+            for cookie in cookies:
+                if "Set-Cookie" in headers:
+                    headers.add("Set-Cookie", cookie)
+                else:  # the same, and does not check again what we made
+                    headers["Set-Cookie"] = cookie
+            if "Cache-Control" not in headers:
+                # No shared cache may keep it; the browser may, and asks again.
+                headers["Cache-Control"] = "private, no-cache"
+        if cookies or session._used:
+            _vary(headers)
 
 
-def _session_changed(handler: weakref.ref[SessionMixin]) -> None:
-    alive = handler()
-    if alive is not None:
-        alive._session_changed()
+def _vary(headers: Any) -> None:
+    """The answer depends on the cookie, so caches must tell them apart."""
+    if "Vary" not in headers:
+        headers["Vary"] = "Cookie"
+    else:
+        vary = headers["Vary"]
+        named = {name.strip() for name in vary.lower().split(",")}
+        if named.isdisjoint({"cookie", "*"}):
+            headers["Vary"] = f"{vary}, Cookie" if vary else "Cookie"
 
 
 def _status(error: SessionError, default: int) -> int:

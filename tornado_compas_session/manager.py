@@ -12,8 +12,9 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from tornado_compas_session.cookies import CookieWriter, cookie_reader
@@ -31,7 +32,7 @@ from tornado_compas_session.ids import handle_of, hash_id, new_id, parse_id
 from tornado_compas_session.protocols import SessionStore
 from tornado_compas_session.session import Session
 from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
-from tornado_compas_session.signing import KeyRing, RecentSignatures
+from tornado_compas_session.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.types import (
     RetiredId,
     Saved,
@@ -41,6 +42,9 @@ from tornado_compas_session.types import (
 
 logger = logging.getLogger("tornado_compas_session")
 T = TypeVar("T")
+Reader = tuple[
+    Callable[[Iterable[str]], list[str]], Callable[[str], "Presented | None"]
+]
 
 #: A signature is good for as long as any cookie; the store decides about the session.
 _SIGNATURE_MAX_AGE = MAX_MAX_AGE + 24 * 60 * 60
@@ -61,19 +65,13 @@ class Presented(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a request's end comes to. Nothing to save: `verb` is None."""
+    """What a request's end comes to; with no verb, only the end of other sessions."""
 
     verb: str | None = None
     change: SessionChange = SessionChange()
     doomed: tuple[str, ...] = ()
     #: The `Session._replaced` that the change was made from.
     mark: object = None
-
-    def __bool__(self) -> bool:
-        return self.verb is not None or bool(self.doomed)
-
-
-NOTHING = Plan()
 
 
 class SessionManager:
@@ -98,7 +96,7 @@ class SessionManager:
         self.store = store
         self._on_reuse = on_reuse
         self._new_id = new_id
-        self._readers = [(name, cookie_reader(name)) for name in options.cookie_names]
+        self._idle = options.idle
         self._cookie = CookieWriter(options)
         self._public = CookieWriter(options, options.key + ".public", public=True)
         self._old_cookies = [CookieWriter(options, n) for n in options.previous_keys]
@@ -118,22 +116,30 @@ class SessionManager:
     @keys.setter
     def keys(self, keys: KeyRing) -> None:
         self._keys = keys
-        self._signatures = RecentSignatures(keys, self.options.key)
+        options = self.options
+        self._signatures = RecentSignatures(
+            keys, options.key, _SIGNATURE_MAX_AGE, self._presented
+        )
+        #: For each name: what finds the values of its cookies, and what verifies one.
+        own, *former = options.cookie_names
+        verify = self._signatures.verify if options.signed else self._unsigned
+        self._readers: list[Reader] = [(cookie_reader(own), verify)]
+        for name in former:
+            self._readers.append((cookie_reader(name), partial(self._former, name)))
 
     # ── the beginning of a request ───────────────────────────────────────────────
 
     def find(self, cookie_lines: Iterable[str]) -> Presented | None:
         """The one verified session id in the Cookie headers, if there is just one."""
-        for name, read in self._readers:
-            found: dict[str, Presented] = {}
+        for read, verify in self._readers:
             values = read(cookie_lines)
-            for text in values:
-                presented = self._verify(name, text)
-                if presented is not None:
-                    found.setdefault(presented.id, presented)
-            if len(found) == 1:
-                return next(iter(found.values()))
-            if found:
+            if not values:
+                continue
+            verified = [*filter(None, map(verify, values))]
+            if verified:
+                first = verified[0]
+                if len(verified) == 1 or all(p.id == first.id for p in verified):
+                    return first
                 # Which one is the visitor's cannot be known (RFC 6265bis, 4.2.2).
                 self._warn_once(
                     "several",
@@ -142,8 +148,7 @@ class SessionManager:
                     "domains or paths?",
                 )
                 return None
-            if values:
-                self._log_refused()
+            self._log_refused()
         return None
 
     def _log_refused(self) -> None:
@@ -157,35 +162,27 @@ class SessionManager:
                 self._refused,
             )
 
-    def _verify(self, name: str, text: str) -> Presented | None:
+    def _unsigned(self, text: str) -> Presented | None:
+        return self._presented(Signed(text.encode("latin-1", "replace"), False))
+
+    def _former(self, name: str, text: str) -> Presented | None:
         if self.options.signed:
-            if name == self.options.key:
-                signed = self._signatures.verify(text, _SIGNATURE_MAX_AGE)
-            else:
-                signed = self.keys.verify(name, text, _SIGNATURE_MAX_AGE)
-            if signed is None:
-                return None
-            value, outdated = signed
+            signed = self.keys.verify(name, text, _SIGNATURE_MAX_AGE)
+            found = signed and self._presented(signed)
         else:
-            value, outdated = text.encode("latin-1", "replace"), False
-        session_id = self._parse(value)
-        if session_id is None:
-            return None
-        return Presented(session_id, outdated or name != self.options.key)
+            found = self._unsigned(text)
+        return found and found._replace(outdated=True)
 
-    def _parse(self, value: bytes) -> str | None:
-        return parse_id(value)
+    def _presented(self, signed: Signed) -> Presented | None:
+        session_id = parse_id(signed.value)
+        return None if session_id is None else Presented(session_id, signed.old_key)
 
-    async def load(self, cookie_lines: Sequence[str]) -> Session:
+    async def load(self, presented: Presented) -> Session:
         """
         The session of a request: that of its cookie if it is live, else a new one.
 
-        Without a valid cookie the store is not asked. An id that the store does not
-        know is never adopted. Raises `StoreError`.
+        An id that the store does not know is never adopted. Raises `StoreError`.
         """
-        presented = self.find(cookie_lines) if cookie_lines else None
-        if presented is None:
-            return Session(self)
         found = await self._bounded(self.store.load(presented.id))
         if isinstance(found, RetiredId):
             await self._reused(found)
@@ -197,7 +194,9 @@ class SessionManager:
 
     def _ended(self, record: SessionRecord) -> bool:
         """Over its absolute lifetime, which may have been shortened since."""
-        absolute = _first(record.own_absolute, self.options.absolute_max_age)
+        absolute = record.own_absolute
+        if absolute is None:
+            absolute = self.options.absolute_max_age
         return absolute is not None and record.created + absolute <= record.now
 
     async def _reused(self, retired: RetiredId) -> None:
@@ -233,16 +232,16 @@ class SessionManager:
 
     # ── the end of a request ─────────────────────────────────────────────────────
 
-    def plan(self, session: Session, *, automatic: bool = True) -> Plan:
+    def plan(self, session: Session, *, automatic: bool = True) -> Plan | None:
         """
-        What there is to save; decided once, before the response leaves.
+        What there is to save, if anything; decided once, before the response leaves.
 
         Raises `SessionDataError` for what cannot be kept, and `ResponseAlreadySent` for
         what needs a cookie too late.
         """
         if automatic and not self.options.auto_commit:
             # An end is not kept waiting: its cookie is cleared with this response.
-            return Plan(doomed=session._doomed) or self._renewal(session)
+            return self._ends(session) or self._renewal(session)
         if session.untouched:
             return self._renewal(session)
         change = session.change()
@@ -256,9 +255,7 @@ class SessionManager:
         elif not change.only_renews:
             verb = "save"
         if verb is None:
-            if session._doomed:
-                return Plan(doomed=session._doomed)
-            return self._renewal(session)
+            return self._ends(session) or self._renewal(session)
         if session._sealed and verb != "save":
             raise ResponseAlreadySent(session._sealed)
         if session._insecure and verb != "save":
@@ -268,7 +265,7 @@ class SessionManager:
                 "came over plain http; behind a proxy that speaks https, start the "
                 "server with xheaders=True (docs/cookies.md)",
             )
-            return Plan(doomed=session._doomed)
+            return self._ends(session)
         self._check_size(session, change)
         return Plan(
             verb,
@@ -276,6 +273,9 @@ class SessionManager:
             session._doomed,
             session._replaced,
         )
+
+    def _ends(self, session: Session) -> Plan | None:
+        return Plan(doomed=session._doomed) if session._doomed else None
 
     def _check_size(self, session: Session, change: SessionChange) -> None:
         size, most = session.size(change), self.options.max_data_size
@@ -298,17 +298,17 @@ class SessionManager:
             and not session._fresh
         )
 
-    def _renewal(self, session: Session) -> Plan:
+    def _renewal(self, session: Session) -> Plan | None:
         record, every = session._record, self.options.renew
         if record is None or every is None:
-            return NOTHING
+            return None
         idle, absolute = self.lifetime(session)
-        full = idle
+        full: float = idle
         if absolute is not None:
             full = min(full, record.created + absolute - record.now)
         # A short lifetime is renewed more often, so that use always extends it.
         if record.expires - record.now > full - min(every, idle / 10):
-            return NOTHING
+            return None
         return Plan("save", self._with_lifetime(session, SessionChange()))
 
     def _with_lifetime(self, session: Session, change: SessionChange) -> SessionChange:
@@ -323,13 +323,15 @@ class SessionManager:
             absolute=options.absolute_max_age,
         )
 
-    async def commit(self, session: Session, plan: Plan) -> None:
+    async def commit(self, session: Session, plan: Plan | None) -> None:
         """
-        Makes the plan durable, or raises.
+        Makes the plan durable, or raises; without one there is nothing to do.
 
         Raises `StoreError`, or `SessionGone` if another request ended the session whose
         data this one changed; one that only renewed becomes a new session quietly.
         """
+        if plan is None:
+            return
         saved: Saved | None = None
         if plan.verb == "create":
             saved = await self._with_new_id(
@@ -358,7 +360,9 @@ class SessionManager:
         if saved is not None:
             session.committed(saved, plan.change, plan.mark)
             session._regenerate = False
-            await self._bound_user(session, plan)
+            allowed = self.options.max_sessions_per_user
+            if allowed is not None:
+                await self._bound_user(session, plan, allowed)
         for session_id in plan.doomed:
             await self._bounded(self.store.delete(session_id))
             self._log("destroyed", session_id)
@@ -375,12 +379,9 @@ class SessionManager:
             "is the random number generator broken?"
         )
 
-    async def _bound_user(self, session: Session, plan: Plan) -> None:
+    async def _bound_user(self, session: Session, plan: Plan, allowed: int) -> None:
         """Ends the longest unused sessions of a user who has too many."""
-        allowed = self.options.max_sessions_per_user
-        if allowed is None or not (
-            plan.verb in ("create", "regenerate") or "user_id" in plan.change.changed
-        ):
+        if plan.verb == "save" and "user_id" not in plan.change.changed:
             return
         user_id = session.get("user_id")
         revoke_oldest = getattr(self.store, "revoke_oldest", None)
@@ -439,13 +440,14 @@ class SessionManager:
     def _cookie_max_age(self, session: Session, record: SessionRecord) -> int | None:
         if self.ends_with_browser(session):
             return None
-        remaining = record.expires - record.now
         idle, absolute = self.lifetime(session)
-        if self.options.renew is not None:
+        if self.options.renew is None:
+            remaining = record.expires - record.now
+        elif absolute is None:
             # Within `renew` seconds the row lags behind; the cookie starts afresh.
-            remaining = idle
-            if absolute is not None:
-                remaining = min(remaining, record.created + absolute - record.now)
+            return idle
+        else:
+            remaining = min(idle, record.created + absolute - record.now)
         return max(1, math.ceil(remaining - 0.001))
 
     # ── for the session (its `Keeper`) ───────────────────────────────────────────
@@ -457,9 +459,7 @@ class SessionManager:
                 "inside lock() the session is saved at the end of the block; "
                 "leave the call of save() out"
             )
-        plan = self.plan(session, automatic=False)
-        if plan:
-            await self.commit(session, plan)
+        await self.commit(session, self.plan(session, automatic=False))
 
     async def reload(self, session: Session) -> None:
         """Takes the session afresh; see `Session.reload`."""
@@ -527,12 +527,16 @@ class SessionManager:
                 ended.set_exception(SessionError("the block of lock() was cancelled"))
             session._locked = None
 
-    def lifetime(self, session: Session) -> tuple[float, float | None]:
+    def lifetime(self, session: Session) -> tuple[int, int | None]:
         """The idle and the absolute lifetime of a session, its own ones first."""
-        own = session._own_idle
-        idle = self._default_idle(session) if own is None else abs(own)
-        absolute = _first(session._own_absolute, self.options.absolute_max_age)
-        return idle, absolute
+        own, absolute = session._own_idle, session._own_absolute
+        if own is not None:
+            idle = abs(own)
+        elif self.options.anonymous_max_age is None:
+            idle = self._idle
+        else:
+            idle = self._default_idle(session)
+        return idle, self.options.absolute_max_age if absolute is None else absolute
 
     def ends_with_browser(self, session: Session) -> bool:
         """Whether the cookie of a session has no lifetime of its own."""
@@ -542,8 +546,8 @@ class SessionManager:
     def _default_idle(self, session: Session) -> int:
         shorter = self.options.anonymous_max_age
         if shorter is not None and self._anonymous(session):
-            return min(shorter, self.options.idle)
-        return self.options.idle
+            return min(shorter, self._idle)
+        return self._idle
 
     def _anonymous(self, session: Session) -> bool:
         if session._data is None:  # not decoded: then it is as it was loaded
@@ -594,7 +598,3 @@ class SessionManager:
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning(message)
-
-
-def _first(own: int | None, option: int | None) -> int | None:
-    return option if own is None else own

@@ -10,7 +10,7 @@ touched is not even decoded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
@@ -41,7 +41,7 @@ class Keeper(Protocol):
         self, session: Session, timeout: float | None
     ) -> AbstractAsyncContextManager[None]: ...
 
-    def lifetime(self, session: Session) -> tuple[float, float | None]: ...
+    def lifetime(self, session: Session) -> tuple[int, int | None]: ...
 
     def ends_with_browser(self, session: Session) -> bool: ...
 
@@ -64,10 +64,10 @@ class Session(MutableMapping[str, JSON]):
         "_data",
         "_doomed",
         "_fresh",
+        "_handler",
         "_insecure",
         "_keeper",
         "_locked",
-        "_on_change",
         "_own",
         "_own_absolute",
         "_own_idle",
@@ -77,6 +77,8 @@ class Session(MutableMapping[str, JSON]):
         "_replaced",
         "_sealed",
         "_size",
+        "_sized",
+        "_used",
         "cookie",
     )
 
@@ -97,47 +99,56 @@ class Session(MutableMapping[str, JSON]):
         self._insecure = False
         #: Done when the `lock()` block that is open now has ended; None outside of one.
         self._locked: asyncio.Future[None] | None = None
+        #: The handler asked for it, so the answer may depend on the cookie.
+        self._used = False
         #: The cookie is due even where it is not sent with every response.
         self._fresh = False
         #: User agent and address, where they are to be recorded.
         self._client: tuple[str, str | None] | None = None
-        self._on_change: Any = None
+        #: The handler whose `current_user` depends on it, weakly.
+        self._handler: Callable[[], Any] | None = None
         self._begin(record)
 
     def _begin(self, record: SessionRecord | None) -> None:
         """Forgets everything, and starts from a stored session or from none."""
         self._record = record
-        self._raw = record.data if record else None
-        self._data: dict[str, JSON] | None = None if record else {}
+        self._raw = None if record is None else record.data
+        self._data: dict[str, JSON] | None = None
         #: For each key that may have changed, its JSON text before (None: absent).
-        self._before: dict[str, str | None] = {}
+        self._before: dict[str, str | None] | None = None
         #: Set while the whole content is to be replaced.
         self._replaced: object | None = None
         self._regenerate = False
         #: Bytes of the stored JSON, counted when a change first asks.
         self._size: int | None = None
+        #: The last answer of `size`, and for which change.
+        self._sized: tuple[Mapping[str, str], int] | None = None
         self._own = False
-        self._own_idle = record.own_idle if record else None
-        self._own_absolute = record.own_absolute if record else None
+        self._own_idle = None if record is None else record.own_idle
+        self._own_absolute = None if record is None else record.own_absolute
 
     # ── the mapping ──────────────────────────────────────────────────────────────
 
     @property
     def _content(self) -> dict[str, JSON]:
         if self._data is None:
-            self._data = decode_object(self._raw or "{}")
+            self._data = {} if self._raw is None else decode_object(self._raw)
         return self._data
 
     def _remember(self, key: str) -> None:
         """Notes what a key held, the first time that it may change."""
-        if self._replaced is None and key not in self._before:
+        before = self._before
+        if before is None:
+            before = self._before = {}
+        if self._replaced is None and key not in before:
             content = self._content
             # What was loaded was stored once, so this cannot fail; what was set in
-            # this request is in `_before` already.
-            self._before[key] = encode(content[key]) if key in content else None
+            # this request is in `before` already.
+            before[key] = encode(content[key]) if key in content else None
 
     def __getitem__(self, key: str) -> JSON:
-        value = self._content[key]
+        content = self._data
+        value = (self._content if content is None else content)[key]
         if not isinstance(value, _IMMUTABLE):
             self._remember(key)
         return value
@@ -224,6 +235,11 @@ class Session(MutableMapping[str, JSON]):
     def is_new(self) -> bool:
         """True while no stored session stands behind this one."""
         return self._record is None
+
+    @property
+    def blank(self) -> bool:
+        """True if it came without a valid cookie, and nothing was done to it."""
+        return self._record is None and self.cookie is None and self.untouched
 
     @property
     def untouched(self) -> bool:
@@ -420,8 +436,8 @@ class Session(MutableMapping[str, JSON]):
         )
         if self._replaced is mark:
             self._replaced = None
-            if change.replace:
-                self._before.clear()  # the row has none of what was there before
+            if change.replace or self._before is None:
+                self._before = {}  # the row has none of what was there before
             self._before.update(change.changed)
             self._before.update(dict.fromkeys(change.removed))
         if (self._own_idle, self._own_absolute) == (
@@ -448,17 +464,22 @@ class Session(MutableMapping[str, JSON]):
 
     def size(self, change: SessionChange) -> int:
         """The bytes that the session's JSON will have, once the change is merged."""
+        if self._sized is not None and self._sized[0] is change.changed:
+            return self._sized[1]  # asked before the save, and again after it
         if self._size is None:
             self._size = len((self._raw or "{}").encode())
         base = total = 2 if change.replace else self._size
-        if not change.replace:
+        if not change.replace and self._before is not None:
             for key in (*change.changed, *change.removed):
                 before = self._before.get(key)
                 if before is not None:
                     total -= _entry_size(key, before)
-        total += sum(_entry_size(key, text) for key, text in change.changed.items())
-        # The first entry of an empty object needs no comma.
-        return total - (1 if base == 2 and change.changed else 0)
+        for key, text in change.changed.items():
+            total += _entry_size(key, text)
+        if base == 2 and change.changed:
+            total -= 1  # the first entry of an empty object needs no comma
+        self._sized = change.changed, total
+        return total
 
     def _check_open(self) -> None:
         # A new session needs a cookie, so its content is as late as its cookie.
@@ -466,8 +487,9 @@ class Session(MutableMapping[str, JSON]):
             raise ResponseAlreadySent(self._sealed)
 
     def _changed_identity(self) -> None:
-        if self._on_change is not None:
-            self._on_change()
+        handler = None if self._handler is None else self._handler()
+        if handler is not None:
+            handler._session_changed()
 
 
 def _entry_size(key: str, text: str) -> int:

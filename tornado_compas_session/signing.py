@@ -12,12 +12,13 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tornado.web import create_signed_value, decode_signed_value
 
 from tornado_compas_session.exceptions import SettingsError
 
+T = TypeVar("T")
 _DAY = 86400
 
 
@@ -114,9 +115,11 @@ class KeyRing:
             return None
 
 
-class RecentSignatures:
+class RecentSignatures(Generic[T]):
     """
     A `KeyRing` for one cookie that does not compute twice what it computed just now.
+
+    `read` makes of a verified value what the caller wants to have of it, or None.
 
     A page asks several things in one second, and comes back with the cookie that it got
     with the last answer. What is kept is bounded, in number and size, and forgotten
@@ -125,17 +128,34 @@ class RecentSignatures:
     much of a forged one was right.
     """
 
-    __slots__ = ("_keys", "_known", "_known_since", "_name", "_second", "_signed")
+    __slots__ = (
+        "_keys",
+        "_known",
+        "_known_since",
+        "_max_age",
+        "_name",
+        "_read",
+        "_second",
+        "_signed",
+    )
 
     #: So many texts are kept, and none that is longer than an id needs.
     most = 4096
     longest = 250
     seconds = 60
 
-    def __init__(self, keys: KeyRing, name: str) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        name: str,
+        max_age: float,
+        read: Callable[[Signed], T | None],
+    ) -> None:
         self._keys = keys
         self._name = name
-        self._known: dict[str, Signed] = {}
+        self._max_age = max_age
+        self._read = read
+        self._known: dict[str, T] = {}
         self._known_since = 0.0
         self._signed: dict[str, str] = {}
         self._second = 0
@@ -153,18 +173,20 @@ class RecentSignatures:
                 self._remember(text, Signed(value.encode(), False))
         return text
 
-    def verify(self, text: str, max_age: float) -> Signed | None:
-        """As `KeyRing.verify`; a text that was verified is good for a minute."""
+    def verify(self, text: str) -> T | None:
+        """What a text means that is signed; one that was verified is for a minute."""
         if not 0 <= self._keys.clock() - self._known_since < self.seconds:
             self._known.clear()
         known = self._known.get(text)
-        if known is None:
-            known = self._keys.verify(self._name, text, max_age)
-            if known is not None and len(text) <= self.longest:
-                self._remember(text, known)
-        return known
+        if known is not None:
+            return known
+        signed = self._keys.verify(self._name, text, self._max_age)
+        return None if signed is None else self._remember(text, signed)
 
-    def _remember(self, text: str, signed: Signed) -> None:
-        if not self._known or len(self._known) >= self.most:
-            self._known, self._known_since = {}, self._keys.clock()
-        self._known[text] = signed
+    def _remember(self, text: str, signed: Signed) -> T | None:
+        known = self._read(signed)
+        if known is not None and len(text) <= self.longest:
+            if not self._known or len(self._known) >= self.most:
+                self._known, self._known_since = {}, self._keys.clock()
+            self._known[text] = known
+        return known

@@ -17,6 +17,7 @@ from tests.factories import (
     Browser,
     CountingStore,
     Raw,
+    load_session,
     make_app,
     make_manager,
     serve,
@@ -302,7 +303,7 @@ async def test_a_collision_draws_another_id():
     store = CountingStore()
     taken = "t" * 24
     manager = make_manager(store)
-    owner = await manager.load([])
+    owner = await load_session(manager, [])
     manager._new_id = lambda: taken
     owner["who"] = "ada"
     await manager.commit(owner, manager.plan(owner))
@@ -310,7 +311,7 @@ async def test_a_collision_draws_another_id():
 
     for verb in ("create", "regenerate"):
         drawn = iter([taken, taken, f"{verb[0]}" * 24])
-        session = await make_manager(store).load([])
+        session = await load_session(make_manager(store), [])
         session._keeper = manager
         session["who"] = "eve"
         if verb == "regenerate":

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.factories import make_manager
+from tests.factories import load_session, make_manager
 from tornado_compas_session import MemorySessionStore, PostgresSessionStore, SessionGone
 from tornado_compas_session.manager import SessionManager
 from tornado_compas_session.session import Session
@@ -133,7 +133,7 @@ class Sessions(RuleBasedStateMachine):
     def open(self, browser: int) -> Any:
         """A request comes in; the session is what was last stored."""
         cookie, number = self.cookies.get(browser, ("", None))
-        session = self.run(self.manager.load([cookie] if cookie else []))
+        session = self.run(load_session(self.manager, [cookie] if cookie else []))
         stored = self.model.live.get(number) if number is not None else None
         assert (stored is None) == session.is_new
         assert (stored or {}) == dict(session)

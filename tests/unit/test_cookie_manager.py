@@ -9,6 +9,7 @@ from tests.factories import (
     NAME,
     NEWER_KEY,
     Clock,
+    load_session,
     make_cookie_manager,
     make_manager,
 )
@@ -26,7 +27,7 @@ def clock():
 
 async def visit(manager, cookie=None, edit=None):
     """One request: what the session held, and the Set-Cookie headers that follow."""
-    session = await manager.load([] if cookie is None else [cookie])
+    session = await load_session(manager, [] if cookie is None else [cookie])
     held = dict(session)
     if edit is not None:
         edit(session)
@@ -160,7 +161,7 @@ async def test_destroying_clears(clock):
 async def test_too_much_data_is_refused_clearly(clock, size):
     """Above 4096 bytes of cookie: an error with numbers and the way out (CK-4)."""
     manager = make_cookie_manager(clock)
-    session = await manager.load([])
+    session = await load_session(manager, [])
     session["a"] = "x" * size
     if size == 2600:
         manager.plan(session)
@@ -177,7 +178,7 @@ async def test_too_much_data_is_refused_clearly(clock, size):
 async def test_after_a_refusal_nothing_was_saved(clock):
     """The handler can make it smaller and go on."""
     manager = make_cookie_manager(clock)
-    session = await manager.load([])
+    session = await load_session(manager, [])
     session["a"] = "x" * 5000
     with pytest.raises(SessionDataError):
         await session.save()
@@ -192,7 +193,7 @@ async def test_after_a_refusal_nothing_was_saved(clock):
 async def test_the_largest_data_can_be_bounded(clock):
     """`max_data_size` counts here as well (ST-3)."""
     manager = make_cookie_manager(clock, max_data_size=100)
-    session = await manager.load([])
+    session = await load_session(manager, [])
     session["a"] = "x" * 93
     with pytest.raises(SessionDataError, match="101 bytes of JSON"):
         manager.plan(session)
@@ -205,7 +206,7 @@ async def test_auto_commit_off(clock):
     manager = make_cookie_manager(clock, auto_commit=False, max_age=60)
 
     assert ({}, []) == await visit(manager, edit=lambda s: s.update(a=1))
-    session = await manager.load([])
+    session = await load_session(manager, [])
     session["a"] = 1
     await session.save()
     session["a"] = 2
@@ -224,7 +225,7 @@ async def test_reload_drops_what_was_not_saved(clock):
     """The cookie is the store."""
     manager = make_cookie_manager(clock)
     _, headers = await visit(manager, edit=lambda s: s.update(a=1))
-    session = await manager.load([pair(headers)])
+    session = await load_session(manager, [pair(headers)])
     session["a"] = 2
     await session.reload()
 
@@ -233,7 +234,7 @@ async def test_reload_drops_what_was_not_saved(clock):
 
 async def test_what_cannot_be_is_said(clock):
     """Locking and naming a session need a store."""
-    session = await make_cookie_manager(clock).load([])
+    session = await load_session(make_cookie_manager(clock), [])
 
     assert session.handle is None
     with pytest.raises(SessionError, match="lock\\(\\) needs a store"):

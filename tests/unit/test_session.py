@@ -458,8 +458,13 @@ def test_unknown_attributes_are_refused():
 def test_who_the_visitor_is_may_have_changed(edit):
     """The handler hears of it, because Tornado caches `current_user` (T25)."""
     told = []
-    session = stored()
-    session._on_change = lambda: told.append(True)
+
+    class Handler:
+        def _session_changed(self):
+            told.append(True)
+
+    session, handler = stored(), Handler()
+    session._handler = lambda: handler
     edit(session)
 
     assert told
