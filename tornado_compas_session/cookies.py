@@ -75,8 +75,9 @@ class CookieWriter:
 
     def set(self, value: str, max_age: int | None) -> str:
         """The header's value; with `max_age` None the cookie ends with the browser."""
-        lifetime = "" if max_age is None else f"; Max-Age={max_age}"
-        return f"{self.name}={value}{lifetime}{self._attributes}"
+        if max_age is None:
+            return f"{self.name}={value}{self._attributes}"
+        return f"{self.name}={value}; Max-Age={max_age}{self._attributes}"
 
     def clear(self) -> str:
         """The header's value that makes the browser forget the cookie."""

@@ -97,6 +97,9 @@ class SessionManager:
         self._on_reuse = on_reuse
         self._new_id = new_id
         self._idle = options.idle
+        #: Over so many seconds left, no session is due unless its own idle lifetime is
+        #: longer: all else only shortens them.
+        self._recent = self._idle - min(options.renew or 0, self._idle / 10)
         self._cookie = CookieWriter(options)
         self._public = CookieWriter(options, options.key + ".public", public=True)
         self._old_cookies = [CookieWriter(options, n) for n in options.previous_keys]
@@ -302,12 +305,15 @@ class SessionManager:
         record, every = session._record, self.options.renew
         if record is None or every is None:
             return None
+        remaining = record.expires - record.now
+        if remaining > self._recent and session._own_idle is None:
+            return None  # as with most requests
         idle, absolute = self.lifetime(session)
         full: float = idle
         if absolute is not None:
             full = min(full, record.created + absolute - record.now)
         # A short lifetime is renewed more often, so that use always extends it.
-        if record.expires - record.now > full - min(every, idle / 10):
+        if remaining > full - min(every, idle / 10):
             return None
         return Plan("save", self._with_lifetime(session, SessionChange()))
 
@@ -405,9 +411,12 @@ class SessionManager:
                 # id must not get back into the browser, nor the new one to whoever
                 # knew the old one: within the grace, the store tells it.
                 return []
-            moved = presented is None or presented.id != record.id
             if not (
-                self.options.overwrite or session._fresh or moved or presented.outdated
+                self.options.overwrite
+                or session._fresh
+                or presented is None
+                or presented.id != record.id
+                or presented.outdated
             ):
                 return []
             max_age = self._cookie_max_age(session, record)
