@@ -102,7 +102,7 @@ class Databases:
 
 
 @pytest.fixture(scope="session")
-def databases() -> Iterator[Databases]:
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
     """The server of the run: DATABASE_URL's, else an embedded one that ends with it."""
     if DATABASE_URL:
         yield Databases(DATABASE_URL)
@@ -112,7 +112,9 @@ def databases() -> Iterator[Databases]:
     settings = {"fsync": False, "full_page_writes": False, "max_connections": 200}
     with (
         cluster_folder() as folder,
-        EmbeddedPostgres(folder, settings=settings) as server,
+        EmbeddedPostgres(
+            folder, settings=settings, bin_dir=request.config.getoption("--postgres")
+        ) as server,
     ):
         yield Databases(server.dsn())
 
@@ -143,7 +145,7 @@ def empty_database(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_cluster() -> Iterator[ClusterMaker]:
+def make_cluster(request: pytest.FixtureRequest) -> Iterator[ClusterMaker]:
     """
     Makes further servers, for tests that crash, freeze or replace theirs; durable ones.
 
@@ -157,6 +159,7 @@ def make_cluster() -> Iterator[ClusterMaker]:
         ) -> EmbeddedPostgres:
             folder = stack.enter_context(cluster_folder())
             if standby_of is None:
+                options.setdefault("bin_dir", request.config.getoption("--postgres"))
                 cluster = EmbeddedPostgres(folder, **options)
             else:
                 cluster = standby_of.standby(folder, **options)
@@ -203,6 +206,9 @@ def io_loop() -> Iterator[IOLoop]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="run the long forms of the tests as well"
+    )
+    parser.addoption(
+        "--postgres", metavar="BIN", help="the folder of another PostgreSQL's programs"
     )
 
 

@@ -244,7 +244,7 @@ def test_folder_of_another_version_is_named(
     make_cluster: ClusterMaker, installed_postgres: Path
 ) -> None:
     """A folder that the programs cannot read is refused, saying what to do."""
-    cluster = make_cluster().start()
+    cluster = make_cluster(bin_dir=None).start()  # the wheel's
     cluster.stop()
     other = EmbeddedPostgres(cluster.directory, bin_dir=installed_postgres)
 
