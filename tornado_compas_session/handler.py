@@ -284,7 +284,7 @@ class SessionMixin(RequestHandler):
     # ── inside ───────────────────────────────────────────────────────────────────
 
     def _session_find_manager(self) -> SessionManager:
-        manager = self.settings.get("session_manager")
+        manager = self.application.settings.get("session_manager")
         if manager is None:
             raise SessionNotLoaded(
                 "the application has no sessions; make it with "
