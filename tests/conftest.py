@@ -224,7 +224,10 @@ def pytest_collection_modifyitems(
     for item in items:
         if inspect.iscoroutinefunction(getattr(item, "obj", None)):
             item.add_marker("gen_test")
-    if not config.getoption("--long"):
+    if config.getoption("--long"):
+        # The longest takes some minutes, on a busy machine more.
+        config.option.async_test_timeout = 3600.0
+    else:
         # Left out and not skipped: nothing is wrong with this machine.
         is_long = [item.get_closest_marker("long") is not None for item in items]
         config.hook.pytest_deselected(items=list(compress(items, is_long)))

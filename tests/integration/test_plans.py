@@ -1,8 +1,10 @@
-"""On a table with many sessions every statement goes by an index."""
+"""A table with many sessions: every statement goes by an index, none stays in memory."""
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,10 @@ import psycopg
 import pytest
 
 from tests.conftest import Databases
+from tornado_compas_session import PostgresSessionStore
+from tornado_compas_session.ids import new_id
 from tornado_compas_session.queries import Statement, statements
+from tornado_compas_session.types import SessionChange
 
 ROWS = 200_000
 IDS = "ARRAY[sha256('1'::bytea), sha256('2'::bytea)]"
@@ -121,3 +126,33 @@ def test_is_planned_once(filled: psycopg.Connection[Any], name: str) -> None:
             ).fetchone()
             assert (7,) == row  # PostgreSQL tries five others first
         filled.execute(f"DEALLOCATE {name}")
+
+
+async def memory_of_some_requests(dsn: str) -> int:
+    """The bytes that stay allocated after sessions were made, loaded and swept."""
+    store = await PostgresSessionStore.connect(dsn)
+    ids = [new_id() for _ in range(20)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for session_id in ids:
+            await store.create(session_id, SessionChange({"n": "1"}, idle=600.0))
+            assert await store.load(session_id)
+        await store.stats()
+        await store.delete_expired(limit=10)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        await store.close()
+
+
+async def test_idle_sessions_cost_the_process_nothing(
+    filled: psycopg.Connection[Any], databases: Databases, database: str
+) -> None:
+    """200,000 sessions in the table, and the web process is as small as with none."""
+    await memory_of_some_requests(database)  # what is allocated once, is now
+    empty = await memory_of_some_requests(database)
+    full = await memory_of_some_requests(databases.dsn(filled.info.dbname))
+
+    assert full < empty + ROWS / 10  # bytes; a single one for each would be too many

@@ -181,7 +181,7 @@ async def test_a_frozen_server_is_given_up_in_time(
             assert 200 == (await visitor.ask(f"/?mark={n}", "POST"))[0]
         memory = psutil.Process().memory_info().rss
         with frozen(cluster):
-            for _ in range(10 if long else 2):
+            for _ in range(15 if long else 2):
                 statuses, seconds = await crowd(url, visitors)
                 assert [503] == list(statuses)
                 print(f"{driver}: {len(visitors)} visitors, the last {seconds:.2f} s")

@@ -84,3 +84,14 @@ def test_it_outlives_a_loop():
 
     assert 7 == asyncio.run(deadlines.run(value()))
     asyncio.run(waits())
+
+
+async def test_a_call_within_a_call_ends_with_the_outer_one():
+    """The limit of the outer one is never put off, and both are cleared away."""
+    deadlines = Deadlines(0.02)
+    stuck = asyncio.get_running_loop().create_future()
+    with pytest.raises(TimeoutError):
+        await deadlines.run(deadlines.run(stuck))
+    assert stuck.cancelled()
+    assert 7 == await deadlines.run(deadlines.run(value()))
+    assert not deadlines._calls
