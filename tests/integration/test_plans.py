@@ -1,4 +1,4 @@
-"""A table with many sessions: every statement goes by an index, none stays in memory."""
+"""On a table with many sessions: each statement goes by an index, none is kept."""
 
 from __future__ import annotations
 

@@ -241,7 +241,9 @@ def _expire(pool: momoko.Pool) -> None:
 
 
 def _has_ended(driver: Any) -> bool:
-    """Whether the server has closed an idle connection."""
+    """Whether the server has closed an idle connection, as far as can be told."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
     poll = select.poll()
     # Elsewhere than on Linux: it has something to say, and that will be it.
     poll.register(driver.fileno, getattr(select, "POLLRDHUP", select.POLLIN))
