@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tornado.concurrent import future_add_done_callback
 from tornado.httputil import HTTPConnection, HTTPHeaders, ResponseStartLine
 
 
@@ -151,4 +152,4 @@ def _chain(sent: asyncio.Future[None], told: asyncio.Future[None]) -> None:
         else:
             told.set_result(None)
 
-    sent.add_done_callback(tell)
+    future_add_done_callback(sent, tell)  # at once, if all of it has left

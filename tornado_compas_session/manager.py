@@ -320,13 +320,12 @@ class SessionManager:
     def _with_lifetime(self, session: Session, change: SessionChange) -> SessionChange:
         options = self.options
         renewing = options.renew is not None or session._record is None or change.own
-        if session._client is not None:
-            change = change._replace(
-                user_agent=session._client[0], address=session._client[1]
-            )
+        agent, address = session._client or (None, None)
         return change._replace(
             idle=float(self._default_idle(session)) if renewing else None,
             absolute=options.absolute_max_age,
+            user_agent=agent,
+            address=address,
         )
 
     async def commit(self, session: Session, plan: Plan | None) -> None:

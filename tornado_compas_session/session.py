@@ -439,7 +439,8 @@ class Session(MutableMapping[str, JSON]):
             if change.replace or self._before is None:
                 self._before = {}  # the row has none of what was there before
             self._before.update(change.changed)
-            self._before.update(dict.fromkeys(change.removed))
+            for key in change.removed:
+                self._before[key] = None
         if (self._own_idle, self._own_absolute) == (
             change.own_idle,
             change.own_absolute,

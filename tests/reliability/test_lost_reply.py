@@ -65,6 +65,7 @@ async def test_a_write_whose_reply_is_lost_happens_once(make_cluster, driver: st
     with pytest.raises(SessionIdTaken):
         await store.create(session_id, CHANGE)
 
+    await store.save(other, CHANGE)  # prepared as well
     proxy.lose = True
     with pytest.raises(StoreUnavailable):
         await store.save(session_id, CHANGE._replace(changed={"n": "2"}))
