@@ -31,8 +31,6 @@ def cookie_reader(name: str) -> Callable[[Iterable[str]], list[str]]:
             if start not in line:  # most requests have no such cookie
                 continue
             for pair in line.split(";"):
-                if start not in pair:
-                    continue
                 pair = pair.strip(" \t")
                 if not pair.startswith(start):
                     continue
@@ -40,7 +38,7 @@ def cookie_reader(name: str) -> Callable[[Iterable[str]], list[str]]:
                 if '"' in value:
                     if value.count('"') != 2 or value[0] + value[-1] != '""':
                         continue  # a quote that does not close
-                    value = value[1:-1]
+                    value = value[1:-1].rstrip(" \t")
                 if value not in values:
                     values.append(value)
                     if len(values) == MAX_CANDIDATES:
@@ -75,9 +73,8 @@ class CookieWriter:
 
     def set(self, value: str, max_age: int | None) -> str:
         """The header's value; with `max_age` None the cookie ends with the browser."""
-        if max_age is None:
-            return f"{self.name}={value}{self._attributes}"
-        return f"{self.name}={value}; Max-Age={max_age}{self._attributes}"
+        lifetime = "" if max_age is None else f"; Max-Age={max_age}"
+        return f"{self.name}={value}{lifetime}{self._attributes}"
 
     def clear(self) -> str:
         """The header's value that makes the browser forget the cookie."""

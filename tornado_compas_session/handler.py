@@ -304,7 +304,7 @@ class SessionMixin(RequestHandler):
             session._sealed = "the handshake of the WebSocket is over"
             self._session_add_headers(self._headers)
             return
-        if final and session.blank:
+        if final and session._blank:
             if session._used:
                 _vary(self._headers)
             return

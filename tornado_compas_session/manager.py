@@ -538,12 +538,7 @@ class SessionManager:
     def lifetime(self, session: Session) -> tuple[int, int | None]:
         """The idle and the absolute lifetime of a session, its own ones first."""
         own, absolute = session._own_idle, session._own_absolute
-        if own is not None:
-            idle = abs(own)
-        elif self.options.anonymous_max_age is None:
-            idle = self._idle
-        else:
-            idle = self._default_idle(session)
+        idle = self._default_idle(session) if own is None else abs(own)
         return idle, self.options.absolute_max_age if absolute is None else absolute
 
     def ends_with_browser(self, session: Session) -> bool:

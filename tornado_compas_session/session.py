@@ -147,8 +147,7 @@ class Session(MutableMapping[str, JSON]):
             before[key] = encode(content[key]) if key in content else None
 
     def __getitem__(self, key: str) -> JSON:
-        content = self._data
-        value = (self._content if content is None else content)[key]
+        value = self._content[key]
         if not isinstance(value, _IMMUTABLE):
             self._remember(key)
         return value
@@ -235,11 +234,6 @@ class Session(MutableMapping[str, JSON]):
     def is_new(self) -> bool:
         """True while no stored session stands behind this one."""
         return self._record is None
-
-    @property
-    def blank(self) -> bool:
-        """True if it came without a valid cookie, and nothing was done to it."""
-        return self._record is None and self.cookie is None and self.untouched
 
     @property
     def untouched(self) -> bool:
@@ -481,6 +475,11 @@ class Session(MutableMapping[str, JSON]):
             total -= 1  # the first entry of an empty object needs no comma
         self._sized = change.changed, total
         return total
+
+    @property
+    def _blank(self) -> bool:
+        """True if it came without a valid cookie, and nothing was done to it."""
+        return self._record is None and self.cookie is None and self.untouched
 
     def _check_open(self) -> None:
         # A new session needs a cookie, so its content is as late as its cookie.

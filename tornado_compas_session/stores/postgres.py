@@ -558,18 +558,17 @@ def _change_json(change: SessionChange) -> str:
         parts.append('"replace":true')
     if change.own:
         parts.append('"own":true')
-    if change.idle is not None:
-        parts.append(f'"idle":{change.idle!r}')
-    if change.absolute is not None:
-        parts.append(f'"absolute":{change.absolute!r}')
-    if change.own_idle is not None:
-        parts.append(f'"own_idle":{change.own_idle!r}')
-    if change.own_absolute is not None:
-        parts.append(f'"own_absolute":{change.own_absolute!r}')
-    if change.user_agent is not None:
-        parts.append(f'"user_agent":{encode(change.user_agent)}')
-    if change.address is not None:
-        parts.append(f'"address":{encode(change.address)}')
+    for name, number in (
+        ("idle", change.idle),
+        ("absolute", change.absolute),
+        ("own_idle", change.own_idle),
+        ("own_absolute", change.own_absolute),
+    ):
+        if number is not None:
+            parts.append(f'"{name}":{number!r}')
+    for name, text in ("user_agent", change.user_agent), ("address", change.address):
+        if text is not None:
+            parts.append(f'"{name}":{encode(text)}')
     return "{" + ",".join(parts) + "}"
 
 
