@@ -211,8 +211,12 @@ class Sessions(RuleBasedStateMachine):
             return  # a dead cookie may stay: its session does not come back
         if moved:
             assert record.id != before
-        cookie = self.manager.cookies(session)[0].partition(";")[0]
-        self.cookies[browser] = (cookie, request.number)
+        cookies = self.manager.cookies(session)
+        if cookies:
+            self.cookies[browser] = (cookies[0].partition(";")[0], request.number)
+        else:  # it only read, while another request regenerated the session
+            assert expected == "nothing"
+            assert request.moves < self.model.moves[request.number]
 
     @invariant()
     def as_many_as_there_are(self) -> None:
@@ -287,4 +291,5 @@ def test_control_a_store_that_forgets_is_found(loop):
 
     Wrong.loop = loop
     with pytest.raises(AssertionError):
-        check(Wrong, 500, 30, [Phase.generate])
+        # It ends with the first difference; 500 examples have once not had one.
+        check(Wrong, 5_000, 30, [Phase.generate])
