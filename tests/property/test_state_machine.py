@@ -215,7 +215,7 @@ class Sessions(RuleBasedStateMachine):
         if cookies:
             self.cookies[browser] = (cookies[0].partition(";")[0], request.number)
         else:  # it only read, while another request regenerated the session
-            assert not request.changed()
+            assert not request.changed
             assert request.moves < self.model.moves[request.number]
 
     @invariant()
