@@ -158,8 +158,8 @@ def database(url: str | None) -> Iterator[tuple[str, str]]:
         parts = urlsplit(url)
         yield url, f"PostgreSQL on {parts.hostname or 'this machine'}{parts.path}"
         return
-    from tornado_compas_session.embedded import EmbeddedPostgres
-    from tornado_compas_session.migrations import migrate
+    from tornado_compas_session.stores.migrations import migrate
+    from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
     with EmbeddedPostgres(HERE / ".pgdata") as postgres:
         asyncio.run(migrate(postgres.dsn()))

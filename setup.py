@@ -86,7 +86,7 @@ setup(
         "test": TEST,
     },
     entry_points={
-        "console_scripts": [f"tornado-compas-session={PACKAGE}.cli:main"],
-        "pytest11": [f"tornado-compas-session={PACKAGE}.pytest_plugin"],
+        "console_scripts": [f"tornado-compas-session={PACKAGE}.tools.cli:main"],
+        "pytest11": [f"tornado-compas-session={PACKAGE}.testing.plugin"],
     },
 )

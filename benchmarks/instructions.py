@@ -34,9 +34,9 @@ from tornado.web import Application
 
 from benchmarks.server import ENVIRON, NAME, Bare, Compas
 from tornado_compas_session import PostgresSessionStore, session_settings
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.protocols import Connection
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.protocols import Connection
+from tornado_compas_session.stores.pools.queries import Statement
 
 CASES = ("bare", "anonymous", "read", "count")
 AT_ONCE, SESSIONS = 16, 48

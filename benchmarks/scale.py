@@ -24,9 +24,9 @@ from psycopg.types.json import Jsonb
 from benchmarks import plot
 from benchmarks.world import DATA, newest_postgres
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.embedded import EmbeddedPostgres
-from tornado_compas_session.migrations import migrate
-from tornado_compas_session.types import SessionChange
+from tornado_compas_session.core.types import SessionChange
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 RENEWAL = SessionChange(idle=518400.0)
 Connection = psycopg.Connection[Any]

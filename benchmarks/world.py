@@ -18,10 +18,10 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from benchmarks.server import ENVIRON, NAME
-from tornado_compas_session.embedded import EmbeddedPostgres, free_port
-from tornado_compas_session.ids import hash_id, new_id
-from tornado_compas_session.migrations import migrate
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.ids import hash_id, new_id
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import EmbeddedPostgres, free_port
 
 SESSIONS = 1000
 _TICK = os.sysconf("SC_CLK_TCK")

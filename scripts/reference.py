@@ -18,13 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tornado_compas_session as package  # noqa: E402
-from tornado_compas_session import (  # noqa: E402
-    cleaner,
-    embedded,
-    migrations,
-    testing,
-    types,
-)
+from tornado_compas_session import testing  # noqa: E402
+from tornado_compas_session.core import types  # noqa: E402
+from tornado_compas_session.stores import cleaner, migrations  # noqa: E402
+from tornado_compas_session.testing import embedded  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference.md"
 
@@ -64,13 +61,13 @@ GROUPS: dict[str, list[str]] = {
 }
 #: What is public in modules of its own: what to import, and from where.
 MODULES: list[tuple[str, list[Any]]] = [
-    ("tornado_compas_session.types", [types.RetiredId]),
+    ("tornado_compas_session.core.types", [types.RetiredId]),
     (
-        "tornado_compas_session.migrations",
+        "tornado_compas_session.stores.migrations",
         [migrations.migrate, migrations.pending, migrations.script],
     ),
-    ("tornado_compas_session.cleaner", [cleaner.Cleaner]),
-    ("tornado_compas_session.embedded", [embedded.EmbeddedPostgres]),
+    ("tornado_compas_session.stores.cleaner", [cleaner.Cleaner]),
+    ("tornado_compas_session.testing.embedded", [embedded.EmbeddedPostgres]),
     ("tornado_compas_session.testing", [testing.session_cookie, testing.Clock]),
 ]
 #: Documented at Tornado; what they do here is in the class's own words.

@@ -22,9 +22,9 @@ import pytest
 from psycopg import sql
 from tornado.ioloop import IOLoop
 
-from tornado_compas_session.embedded import EmbeddedPostgres
-from tornado_compas_session.embedded import free_port as _free_port
-from tornado_compas_session.migrations import migrate
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
+from tornado_compas_session.testing.embedded import free_port as _free_port
 
 # Read before the tests' environment is cleared: another server than the embedded one.
 DATABASE_URL = os.environ.get("DATABASE_URL")

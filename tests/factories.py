@@ -26,11 +26,11 @@ from tornado_compas_session import (
     StoreUnavailable,
     session_settings,
 )
-from tornado_compas_session.cookie_manager import CookieSessionManager
-from tornado_compas_session.manager import SessionManager
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.cookie_only import CookieSessionManager
+from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.types import SessionRecord
 from tornado_compas_session.settings import Environment, SessionOptions
-from tornado_compas_session.signing import KeyRing
-from tornado_compas_session.types import SessionRecord
 
 KEY = "a-key-for-the-tests-and-nothing-else"
 NEWER_KEY = "another-key-for-tests-that-is-newer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tornado_compas_session.conformance import (
+from tornado_compas_session.testing.conformance import (
     Bench,
     StoreSuite,
     change,

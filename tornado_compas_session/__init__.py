@@ -5,9 +5,12 @@ your response.
 
 from __future__ import annotations
 
-from tornado_compas_session.app import get_app
-from tornado_compas_session.apperror import AppError, AppErrorMixin
-from tornado_compas_session.cors import CorsMixin
+from tornado_compas_session.compas.apperror import AppError, AppErrorMixin
+from tornado_compas_session.compas.cors import CorsMixin
+from tornado_compas_session.compas.get_app import get_app
+from tornado_compas_session.core.protocols import Pool, SessionStore
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import SessionInfo
 from tornado_compas_session.exceptions import (
     LockTimeout,
     ResponseAlreadySent,
@@ -20,14 +23,11 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.handler import SessionMixin
-from tornado_compas_session.protocols import Pool, SessionStore
-from tornado_compas_session.session import Session
 from tornado_compas_session.settings import SessionOptions
 from tornado_compas_session.stores.memory import MemorySessionStore
 from tornado_compas_session.stores.postgres import PostgresSessionStore
-from tornado_compas_session.types import SessionInfo
-from tornado_compas_session.wiring import session_settings
+from tornado_compas_session.web.handler import SessionMixin
+from tornado_compas_session.web.wiring import session_settings
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tornado_compas_session.cli import main
+from tornado_compas_session.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

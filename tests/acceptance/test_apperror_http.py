@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tornado.web import Application, HTTPError, RequestHandler
 
-from tornado_compas_session.apperror import AppError, AppErrorMixin
+from tornado_compas_session.compas.apperror import AppError, AppErrorMixin
 from tornado_compas_session.exceptions import (
     SchemaMissing,
     SessionGone,

@@ -25,8 +25,8 @@ from tests.factories import (
     set_cookies,
 )
 from tornado_compas_session import SessionMixin, SettingsError, session_settings
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.ids import new_id
 
 
 class Handler(SessionMixin, RequestHandler):

@@ -19,8 +19,8 @@ from tornado_compas_session import (
     StoreUnavailable,
     session_settings,
 )
-from tornado_compas_session.apperror import AppErrorMixin
-from tornado_compas_session.cors import CorsMixin
+from tornado_compas_session.compas.apperror import AppErrorMixin
+from tornado_compas_session.compas.cors import CorsMixin
 from tornado_compas_session.origins import Origins
 
 LISTED = "https://app.example.com"

@@ -26,7 +26,7 @@ from tests.factories import (
     silent,
 )
 from tornado_compas_session import PostgresSessionStore, SessionMixin
-from tornado_compas_session.held import HeldConnection
+from tornado_compas_session.web.held import HeldConnection
 
 
 class Handler(SessionMixin, RequestHandler):

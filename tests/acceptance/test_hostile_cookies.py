@@ -23,8 +23,8 @@ from tests.factories import (
     serve,
 )
 from tornado_compas_session import SessionMixin
-from tornado_compas_session.ids import hash_id, new_id
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.ids import hash_id, new_id
 
 
 class Page(SessionMixin, RequestHandler):
@@ -238,7 +238,7 @@ async def test_what_makes_tornado_itself_fail(url, value):
 def test_the_same_without_assertions():
     """`python -O` takes out the assertions of Tornado, and nothing else (T1)."""
     code = (
-        "from tornado_compas_session.signing import KeyRing\n"
+        "from tornado_compas_session.cookies.signing import KeyRing\n"
         f"ring = KeyRing([{KEY!r}])\n"
         "for text in ('garbage', 'a|b|c', '1|x', '1000|x', ''):\n"
         "    if ring.verify('n', text, 1000) is not None: raise SystemExit(1)\n"

@@ -22,7 +22,7 @@ from tests.factories import (
     set_cookies,
 )
 from tornado_compas_session import MemorySessionStore, SessionMixin
-from tornado_compas_session.signing import KeyRing, key_version
+from tornado_compas_session.cookies.signing import KeyRing, key_version
 
 SITE = "https://www.example.com"
 

@@ -8,8 +8,8 @@ from tornado.web import RequestHandler
 
 from tests.factories import KEY, NAME, Browser, Raw, make_app, serve
 from tornado_compas_session import PostgresSessionStore, SessionMixin
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.ids import new_id
 
 
 class Page(SessionMixin, RequestHandler):

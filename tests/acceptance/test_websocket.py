@@ -18,7 +18,7 @@ from tornado_compas_session import (
     SessionError,
     SessionMixin,
 )
-from tornado_compas_session.types import SessionRecord
+from tornado_compas_session.core.types import SessionRecord
 
 closed: list[object] = []
 handlers: list[SessionMixin] = []

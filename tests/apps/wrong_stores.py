@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.types import Saved, SessionChange, SessionRecord
+from tornado_compas_session.core.types import Saved, SessionChange, SessionRecord
 
 _later: set[asyncio.Task[Any]] = set()
 

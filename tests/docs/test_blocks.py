@@ -23,7 +23,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks
 from tests.servers import start_example
-from tornado_compas_session.embedded import free_port
+from tornado_compas_session.testing.embedded import free_port
 
 #: What the transcripts listen on; here it is a free port, since others may run too.
 PORT = "8888"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors, links, prose, rows
 from tornado_compas_session import get_app, session_settings
-from tornado_compas_session.cli import PREFIX
 from tornado_compas_session.settings import OPTION_NAMES, Environment, SessionOptions
+from tornado_compas_session.tools.cli import PREFIX
 
 PACKAGE = ROOT / "tornado_compas_session"
 ENVIRONMENT = Environment("Shop", ("a-key-for-the-tests-only",), True, "example.com")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.docs.pages import DOCS
 from tests.docs.test_facts import ENVIRONMENT, table, value
-from tornado_compas_session.cleaner import Cleaner
 from tornado_compas_session.settings import BROWSER_SESSION_IDLE, SessionOptions
+from tornado_compas_session.stores.cleaner import Cleaner
 
 DEFAULT = SessionOptions.build(ENVIRONMENT, has_store=True)
 PAGE = (DOCS / "lifetimes.md").read_text()

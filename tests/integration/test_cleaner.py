@@ -20,8 +20,8 @@ from tornado_compas_session import (
     StoreUnavailable,
     get_app,
 )
-from tornado_compas_session.cleaner import Cleaner
-from tornado_compas_session.cli import main
+from tornado_compas_session.stores.cleaner import Cleaner
+from tornado_compas_session.tools.cli import main
 
 FILL = """
 INSERT INTO compas_session (id_hash, data, expires_at, reap_after)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.servers import start_example
-from tornado_compas_session.cli import main
+from tornado_compas_session.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"

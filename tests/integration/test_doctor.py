@@ -20,11 +20,11 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tornado_compas_session import MemorySessionStore, SessionMixin, get_app
-from tornado_compas_session.cli import main
-from tornado_compas_session.doctor import diagnose
-from tornado_compas_session.doctor_browser import Cookie
-from tornado_compas_session.embedded import free_port
-from tornado_compas_session.findings import Finding
+from tornado_compas_session.testing.embedded import free_port
+from tornado_compas_session.tools.cli import main
+from tornado_compas_session.tools.doctor import diagnose
+from tornado_compas_session.tools.doctor_browser import Cookie
+from tornado_compas_session.tools.findings import Finding
 
 KEY = "a-key-for-the-doctor-and-nobody-else"
 SOUND = {"APP_NAME": "shop", "APP_KEYS": KEY}

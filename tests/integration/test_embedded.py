@@ -13,13 +13,16 @@ import psutil
 import psycopg
 import pytest
 
-from tornado_compas_session.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tornado_compas_session.testing.embedded import (
+    EmbeddedPostgres,
+    EmbeddedPostgresError,
+)
 
 ClusterMaker = Callable[..., EmbeddedPostgres]
 
 SECOND_PROCESS = """
 import sys
-from tornado_compas_session.embedded import EmbeddedPostgres
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 with EmbeddedPostgres(sys.argv[1]) as server:
     print(server.pid, flush=True)
@@ -28,7 +31,7 @@ with EmbeddedPostgres(sys.argv[1]) as server:
 
 FORKS = """
 import os, sys
-from tornado_compas_session.embedded import EmbeddedPostgres
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 with EmbeddedPostgres(sys.argv[1]) as server:
     child = os.fork()

@@ -11,8 +11,8 @@ import pytest
 from tests.drivers import make_store
 from tests.store_suite import change, created, data_of
 from tornado_compas_session import StoreUnavailable
-from tornado_compas_session.embedded import free_port
-from tornado_compas_session.migrations import migrate
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import free_port
 
 
 @pytest.mark.parametrize("driver", ["connect", "asyncpg", "psycopg"])

@@ -11,10 +11,10 @@ import pytest
 
 from tests.conftest import ClusterMaker
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.embedded import EmbeddedPostgres
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.migrations import migrate
-from tornado_compas_session.types import SessionChange
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.types import SessionChange
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 SESSIONS = 1500
 ROUNDS = 5

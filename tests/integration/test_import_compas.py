@@ -9,9 +9,13 @@ import psycopg
 import pytest
 
 from tornado_compas_session import PostgresSessionStore, SettingsError
-from tornado_compas_session.cli import main
-from tornado_compas_session.compas_import import Outcome, count_live, import_compas
-from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
+from tornado_compas_session.tools.cli import main
+from tornado_compas_session.tools.compas_import import (
+    Outcome,
+    count_live,
+    import_compas,
+)
 
 # As in Compas's migration of sessions, but for the extension that makes its uuids.
 COMPAS = """

@@ -13,9 +13,14 @@ import psycopg
 import pytest
 
 from tornado_compas_session import StoreError
-from tornado_compas_session import migrations as module
-from tornado_compas_session.migrations import migrate, migrations, pending, script
-from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+from tornado_compas_session.stores import migrations as module
+from tornado_compas_session.stores.migrations import (
+    migrate,
+    migrations,
+    pending,
+    script,
+)
+from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
 
 ROOT = Path(__file__).parents[2]
 NAMES = [migration.name for migration in migrations()]

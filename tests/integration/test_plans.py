@@ -13,9 +13,9 @@ import pytest
 
 from tests.conftest import Databases
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.queries import Statement, statements
-from tornado_compas_session.types import SessionChange
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.types import SessionChange
+from tornado_compas_session.stores.pools.queries import Statement, statements
 
 ROWS = 200_000
 IDS = "ARRAY[sha256('1'::bytea), sha256('2'::bytea)]"

@@ -25,11 +25,11 @@ from tornado_compas_session import (
     StoreError,
     StoreUnavailable,
 )
+from tornado_compas_session.core.ids import hash_id, new_id
+from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.exceptions import ConnectionLost, WriteConflict
-from tornado_compas_session.ids import hash_id, new_id
-from tornado_compas_session.pools import as_pool
-from tornado_compas_session.protocols import Connection, Pool
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools.queries import Statement
 
 MakeStore = Callable[..., Awaitable[PostgresSessionStore]]
 
@@ -141,7 +141,7 @@ def test_anything_else_is_refused_with_what_is_accepted(wrong: object):
 
 def test_another_momoko_is_refused(monkeypatch: pytest.MonkeyPatch):
     """pip chooses 2.2.4 by itself, which does not run; the message has the way out."""
-    from tornado_compas_session.pools import momoko
+    from tornado_compas_session.stores.pools import momoko
 
     monkeypatch.setattr(momoko, "version", lambda name: "2.2.4")
     with pytest.raises(

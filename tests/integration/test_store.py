@@ -17,7 +17,7 @@ from tornado_compas_session import (
     MemorySessionStore,
     PostgresSessionStore,
 )
-from tornado_compas_session.queries import schema_dir
+from tornado_compas_session.stores.pools.queries import schema_dir
 
 MakeStore = Callable[..., PostgresSessionStore]
 

@@ -119,7 +119,7 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-            *("-p", "tornado_compas_session.pytest_plugin", *arguments),
+            *("-p", "tornado_compas_session.testing.plugin", *arguments),
         ],
         cwd=folder,
         env={
@@ -186,7 +186,7 @@ OWN_STORE = """
 import asyncio, inspect
 import pytest
 from tornado_compas_session import MemorySessionStore
-from tornado_compas_session.conformance import Bench, StoreSuite
+from tornado_compas_session.testing.conformance import Bench, StoreSuite
 from tornado_compas_session.testing import Clock
 
 class Mine(MemorySessionStore):
@@ -234,7 +234,7 @@ FAULTS = {
     """,
     "reading extends": """
     async def load(self, session_id):
-        await self.save(session_id, __import__('tornado_compas_session.types',
+        await self.save(session_id, __import__('tornado_compas_session.core.types',
             fromlist=['x']).SessionChange(idle=3600.0))
         return await super().load(session_id)
     """,

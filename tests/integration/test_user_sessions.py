@@ -18,7 +18,7 @@ from tornado_compas_session import (
     PostgresSessionStore,
     SessionMixin,
 )
-from tornado_compas_session.queries import statements
+from tornado_compas_session.stores.pools.queries import statements
 
 HOUR = 3600
 

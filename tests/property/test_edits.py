@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.factories import make_manager, make_record
 from tornado_compas_session import Session
-from tornado_compas_session.jsondata import encode
-from tornado_compas_session.types import Saved
+from tornado_compas_session.core.jsondata import encode
+from tornado_compas_session.core.types import Saved
 
 MANAGER = make_manager()
 KEYS = ("a", "b", "c", "user_id", "ü")

@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 
 from tests.factories import load_session, make_manager
 from tornado_compas_session import MemorySessionStore, PostgresSessionStore, SessionGone
-from tornado_compas_session.manager import SessionManager
-from tornado_compas_session.session import Session
+from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.session import Session
 
 KEYS = st.sampled_from(["a", "b", "user_id", "ü", "with space"])
 LEAVES = (

@@ -17,7 +17,7 @@ from tests.apps.visitor import contents
 from tests.apps.web import make_app
 from tests.factories import serve
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.migrations import migrate
+from tornado_compas_session.stores.migrations import migrate
 
 
 async def crashes(make_cluster, rounds, **settings):

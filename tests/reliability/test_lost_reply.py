@@ -10,11 +10,11 @@ import pytest
 from tests.drivers import make_store
 from tests.reliability.test_outages import Proxy
 from tornado_compas_session import StoreUnavailable
-from tornado_compas_session.embedded import EmbeddedPostgres
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.types import SessionChange, SessionRecord
 from tornado_compas_session.exceptions import SessionIdTaken
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.migrations import migrate
-from tornado_compas_session.types import SessionChange, SessionRecord
+from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 CHANGE = SessionChange({"n": "1"}, idle=600.0)
 

@@ -22,9 +22,9 @@ from tests.factories import NAME, Raw, make_app, make_manager, serve
 from tests.reliability.load import Load, Visitor, counter_app, settled
 from tests.store_suite import data_of
 from tornado_compas_session import PostgresSessionStore, SessionMixin
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.protocols import Connection, Pool
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.protocols import Connection, Pool
+from tornado_compas_session.stores.pools.queries import Statement
 
 POOL = 4
 

@@ -22,7 +22,7 @@ from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
 from tornado_compas_session import MemorySessionStore, SessionMixin, session_settings
-from tornado_compas_session.types import SessionChange
+from tornado_compas_session.core.types import SessionChange
 
 SESSION_ID = "abcdefghijklmnopqrstuvwx"
 ENVIRON = {"APP_NAME": "suite", "APP_KEYS": "a-key-for-the-tests-and-nothing-else"}

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from tornado_compas_session import MemorySessionStore, Session
-from tornado_compas_session.manager import SessionManager
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.settings import Environment, SessionOptions
-from tornado_compas_session.signing import KeyRing
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tornado.web import HTTPError
 
-from tornado_compas_session.apperror import AppError
+from tornado_compas_session.compas.apperror import AppError
 
 
 @pytest.mark.parametrize(

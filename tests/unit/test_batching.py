@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tornado_compas_session.batching import Batcher
 from tornado_compas_session.exceptions import SessionGone, StoreError, StoreUnavailable
+from tornado_compas_session.stores.batching import Batcher
 
 
 class Database:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tornado_compas_session import cli
-from tornado_compas_session.cli import main
-from tornado_compas_session.migrations import migrations, script
-from tornado_compas_session.terminal import (
+from tornado_compas_session.stores.migrations import migrations, script
+from tornado_compas_session.tools import cli
+from tornado_compas_session.tools.cli import main
+from tornado_compas_session.tools.terminal import (
     Progress,
     data_size,
     duration,

@@ -14,8 +14,8 @@ from tests.factories import (
     make_manager,
 )
 from tornado_compas_session import SessionDataError, SessionError
-from tornado_compas_session.cookie_manager import MAX_COOKIE
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.cookie_only import MAX_COOKIE
 
 DAY = 86400
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.factories import Jar, make_options
-from tornado_compas_session.cookies import (
+from tornado_compas_session.cookies.text import (
     MAX_CANDIDATES,
     CookieWriter,
     cookie_reader,

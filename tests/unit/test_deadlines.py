@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tornado_compas_session.deadlines import Deadlines
+from tornado_compas_session.core.deadlines import Deadlines
 
 
 async def value() -> int:

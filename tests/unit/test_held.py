@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
-from tornado_compas_session.held import HeldConnection
+from tornado_compas_session.web.held import HeldConnection
 
 OK = ResponseStartLine("HTTP/1.1", 200, "OK")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tornado_compas_session
-from tornado_compas_session import ids
+from tornado_compas_session.core import ids
 
 
 def test_ids_are_chance_and_nothing_else(long):

@@ -12,7 +12,7 @@ from enum import IntEnum
 import pytest
 
 from tornado_compas_session import SessionDataError
-from tornado_compas_session.jsondata import (
+from tornado_compas_session.core.jsondata import (
     MAX_DEPTH,
     decode_object,
     encode,

@@ -23,9 +23,9 @@ from tornado_compas_session import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.ids import new_id
-from tornado_compas_session.manager import Plan
-from tornado_compas_session.types import RetiredId
+from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.manager import Plan
+from tornado_compas_session.core.types import RetiredId
 
 
 def header(manager, session_id):

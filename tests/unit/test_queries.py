@@ -6,7 +6,11 @@ import re
 
 import pytest
 
-from tornado_compas_session.queries import compile_statement, schema_dir, statements
+from tornado_compas_session.stores.pools.queries import (
+    compile_statement,
+    schema_dir,
+    statements,
+)
 
 
 def test_parameters_are_numbered_as_they_come():

@@ -12,8 +12,8 @@ from tornado_compas_session import (
     Session,
     SessionDataError,
 )
-from tornado_compas_session.jsondata import encode
-from tornado_compas_session.types import Saved
+from tornado_compas_session.core.jsondata import encode
+from tornado_compas_session.core.types import Saved
 
 STORED = '{"a":1,"b":{"c":[1,2]},"d":"x","user_id":7}'
 

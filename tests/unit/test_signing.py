@@ -10,10 +10,12 @@ import tornado.web
 
 from tests.factories import KEY, NEWER_KEY, OLDER_KEY, Clock
 from tornado_compas_session import SettingsError
-from tornado_compas_session.signing import KeyRing, key_version, new_key
+from tornado_compas_session.cookies.signing import KeyRing, key_version, new_key
 
 DAY = 86400
 LONG = 400 * DAY
+
+SIGNING = "tornado_compas_session.cookies.signing"
 
 
 def test_round_trip():
@@ -98,7 +100,7 @@ def test_any_failure_in_decoding_is_a_refusal(monkeypatch):
 
     ring = KeyRing([KEY])
     text = ring.sign("n", "a" * 24)
-    monkeypatch.setattr("tornado_compas_session.signing.decode_signed_value", broken)
+    monkeypatch.setattr(f"{SIGNING}.decode_signed_value", broken)
 
     assert ring.verify("n", text, LONG) is None
 
@@ -186,7 +188,7 @@ def test_version_zero_is_never_used(monkeypatch):
 
 def test_a_collision_stops_the_start(monkeypatch):
     """Two keys of one version would make one of them vanish; no key is shown."""
-    monkeypatch.setattr("tornado_compas_session.signing.key_version", lambda key: 7)
+    monkeypatch.setattr(f"{SIGNING}.key_version", lambda key: 7)
     with pytest.raises(SettingsError, match="key 2 of 2 collides") as caught:
         KeyRing([KEY, NEWER_KEY])
 

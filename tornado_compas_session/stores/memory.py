@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tornado_compas_session.exceptions import LockTimeout, SessionIdTaken
-from tornado_compas_session.ids import handle_of, handle_range, hash_id
-from tornado_compas_session.jsondata import decode_object, encode, join_object
-from tornado_compas_session.types import (
+from tornado_compas_session.core.ids import handle_of, handle_range, hash_id
+from tornado_compas_session.core.jsondata import decode_object, encode, join_object
+from tornado_compas_session.core.types import (
     RetiredId,
     Saved,
     SessionChange,
     SessionInfo,
     SessionRecord,
 )
+from tornado_compas_session.exceptions import LockTimeout, SessionIdTaken
 
 
 @dataclass(slots=True)

@@ -15,7 +15,22 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from tornado_compas_session.batching import Batcher
+from tornado_compas_session.core.ids import (
+    handle_of,
+    handle_range,
+    hash_id,
+    seal,
+    unseal,
+)
+from tornado_compas_session.core.jsondata import encode, join_object
+from tornado_compas_session.core.protocols import Connection, Pool, Row
+from tornado_compas_session.core.types import (
+    RetiredId,
+    Saved,
+    SessionChange,
+    SessionInfo,
+    SessionRecord,
+)
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     LockTimeout,
@@ -27,24 +42,9 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
     WriteConflict,
 )
-from tornado_compas_session.ids import (
-    handle_of,
-    handle_range,
-    hash_id,
-    seal,
-    unseal,
-)
-from tornado_compas_session.jsondata import encode, join_object
-from tornado_compas_session.pools import as_pool
-from tornado_compas_session.protocols import Connection, Pool, Row
-from tornado_compas_session.queries import statements
-from tornado_compas_session.types import (
-    RetiredId,
-    Saved,
-    SessionChange,
-    SessionInfo,
-    SessionRecord,
-)
+from tornado_compas_session.stores.batching import Batcher
+from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools.queries import statements
 
 logger = logging.getLogger("tornado_compas_session")
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class PostgresSessionStore:
         Does not need the database yet: while it is away, requests get a 503. `options`
         are those of the constructor. Close it with `await store.close()`.
         """
-        from tornado_compas_session.pools.asyncpg import open_pool
+        from tornado_compas_session.stores.pools.asyncpg import open_pool
 
         pool = await open_pool(
             dsn, min_size=min_size, max_size=max_size, timeout=timeout

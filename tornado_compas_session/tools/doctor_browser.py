@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
-from tornado_compas_session.findings import Finding, advice, good, problem
+from tornado_compas_session.tools.findings import Finding, advice, good, problem
 
 _REDIRECTS = 5
 _SECONDS = 10.0

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tornado_compas_session.core.protocols import Pool
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.protocols import Pool
 
 
 def as_pool(pool: Any, *, timeout: float = 5.0) -> Pool:
@@ -20,15 +20,15 @@ def as_pool(pool: Any, *, timeout: float = 5.0) -> Pool:
     """
     root = type(pool).__module__.partition(".")[0]
     if root == "asyncpg":
-        from tornado_compas_session.pools.asyncpg import AsyncpgPool
+        from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool
 
         return AsyncpgPool(pool, timeout=timeout)
     if root == "psycopg_pool":
-        from tornado_compas_session.pools.psycopg import PsycopgPool
+        from tornado_compas_session.stores.pools.psycopg import PsycopgPool
 
         return PsycopgPool(pool, timeout=timeout)
     if root == "momoko":
-        from tornado_compas_session.pools.momoko import MomokoPool
+        from tornado_compas_session.stores.pools.momoko import MomokoPool
 
         return MomokoPool(pool, timeout=timeout)
     if isinstance(pool, Pool):

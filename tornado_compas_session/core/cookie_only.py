@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+from tornado_compas_session.cookies.signing import KeyRing, Signed
+from tornado_compas_session.core.jsondata import encode
+from tornado_compas_session.core.manager import Plan, Presented, SessionManager
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import Saved, SessionChange, SessionRecord
 from tornado_compas_session.exceptions import (
     ResponseAlreadySent,
     SessionDataError,
     SessionError,
 )
-from tornado_compas_session.jsondata import encode
-from tornado_compas_session.manager import Plan, Presented, SessionManager
-from tornado_compas_session.session import Session
 from tornado_compas_session.settings import SessionOptions
-from tornado_compas_session.signing import KeyRing, Signed
-from tornado_compas_session.types import Saved, SessionChange, SessionRecord
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
 MAX_COOKIE = 4096

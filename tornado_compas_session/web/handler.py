@@ -26,6 +26,9 @@ from tornado.concurrent import Future, future_set_result_unless_cancelled
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
+from tornado_compas_session.core.manager import Plan, SessionManager
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import JSON
 from tornado_compas_session.exceptions import (
     SessionError,
     SessionGone,
@@ -33,10 +36,7 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.held import HeldConnection
-from tornado_compas_session.manager import Plan, SessionManager
-from tornado_compas_session.session import Session
-from tornado_compas_session.types import JSON
+from tornado_compas_session.web.held import HeldConnection
 
 logger = logging.getLogger("tornado_compas_session")
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tornado_compas_session.core.protocols import Pool
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.protocols import Pool
-from tornado_compas_session.queries import Statement, compile_statement
+from tornado_compas_session.stores.pools.queries import Statement, compile_statement
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
 

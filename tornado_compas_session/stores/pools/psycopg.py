@@ -13,10 +13,10 @@ import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import ConnectionLost, StoreUnavailable
-from tornado_compas_session.pools.errors import error_of
-from tornado_compas_session.protocols import Row
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.stores.pools.queries import Statement
 
 logger = logging.getLogger("tornado_compas_session")
 

@@ -16,11 +16,11 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from tornado_compas_session.cookies.signing import new_key
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.migrations import migrate, migrations, script
-from tornado_compas_session.signing import new_key
+from tornado_compas_session.stores.migrations import migrate, migrations, script
 from tornado_compas_session.stores.postgres import PostgresSessionStore
-from tornado_compas_session.terminal import (
+from tornado_compas_session.tools.terminal import (
     Progress,
     data_size,
     duration,
@@ -172,7 +172,7 @@ async def _revoke(arguments: Arguments) -> int:
 
 
 async def _doctor(arguments: Arguments) -> int:
-    from tornado_compas_session.doctor import diagnose
+    from tornado_compas_session.tools.doctor import diagnose
 
     options = dict(_option(text) for text in arguments.option)
     findings = await diagnose(
@@ -195,7 +195,7 @@ async def _doctor(arguments: Arguments) -> int:
 
 
 async def _import_compas(arguments: Arguments) -> None:
-    from tornado_compas_session.compas_import import count_live, import_compas
+    from tornado_compas_session.tools.compas_import import count_live, import_compas
 
     async with _pool(arguments) as pool:
         total = await count_live(pool, arguments.table)
@@ -235,7 +235,7 @@ async def _store(arguments: Arguments) -> AsyncIterator[PostgresSessionStore]:
 
 @contextlib.asynccontextmanager
 async def _pool(arguments: Arguments) -> AsyncIterator[Any]:
-    from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+    from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
 
     seconds = arguments.timeout
     pool = AsyncpgPool(

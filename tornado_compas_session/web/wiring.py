@@ -7,13 +7,13 @@ from typing import Any
 
 import tornado
 
-from tornado_compas_session.cookie_manager import CookieSessionManager
+from tornado_compas_session.cookies.signing import KeyRing
+from tornado_compas_session.core.cookie_only import CookieSessionManager
+from tornado_compas_session.core.manager import ReuseHook, SessionManager
+from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.manager import ReuseHook, SessionManager
 from tornado_compas_session.origins import Origins
-from tornado_compas_session.protocols import SessionStore
 from tornado_compas_session.settings import Environment, SessionOptions
-from tornado_compas_session.signing import KeyRing
 
 MIN_TORNADO = (6, 5, 9)
 

@@ -15,15 +15,15 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
 
-from tornado_compas_session.exceptions import ResponseAlreadySent, SessionDataError
-from tornado_compas_session.jsondata import (
+from tornado_compas_session.core.jsondata import (
     check_key,
     decode_object,
     encode,
     join_object,
 )
+from tornado_compas_session.core.types import JSON, Saved, SessionChange, SessionRecord
+from tornado_compas_session.exceptions import ResponseAlreadySent, SessionDataError
 from tornado_compas_session.settings import lifetime_seconds
-from tornado_compas_session.types import JSON, Saved, SessionChange, SessionRecord
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from tornado_compas_session.core.protocols import Pool
 from tornado_compas_session.exceptions import StoreError, StoreUnavailable
-from tornado_compas_session.findings import Finding, advice, good, problem
-from tornado_compas_session.migrations import pending
-from tornado_compas_session.protocols import Pool
-from tornado_compas_session.queries import compile_statement
+from tornado_compas_session.stores.migrations import pending
+from tornado_compas_session.stores.pools.queries import compile_statement
+from tornado_compas_session.tools.findings import Finding, advice, good, problem
 
 MIN_VERSION = 130000
 #: Seconds that two clocks may differ before it is worth a word.
@@ -103,7 +103,7 @@ def _reason(error: BaseException) -> str:
 
 @asynccontextmanager
 async def _opened(dsn: str) -> AsyncIterator[Pool]:
-    from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+    from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
 
     pool = AsyncpgPool(
         await open_pool(dsn, min_size=0, max_size=1, timeout=_SECONDS),

@@ -14,12 +14,12 @@ from typing import Any
 
 from tornado.web import Application, ErrorHandler, RequestHandler
 
-from tornado_compas_session.apperror import AppErrorMixin
-from tornado_compas_session.cleaner import Cleaner, cleaner_of
-from tornado_compas_session.cors import CorsMixin
-from tornado_compas_session.protocols import SessionStore
+from tornado_compas_session.compas.apperror import AppErrorMixin
+from tornado_compas_session.compas.cors import CorsMixin
+from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.settings import OPTION_NAMES
-from tornado_compas_session.wiring import session_settings
+from tornado_compas_session.stores.cleaner import Cleaner, cleaner_of
+from tornado_compas_session.web.wiring import session_settings
 
 __all__ = ["get_app"]
 

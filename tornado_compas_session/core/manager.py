@@ -17,8 +17,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from tornado_compas_session.cookies import CookieWriter, cookie_reader
-from tornado_compas_session.deadlines import Deadlines
+from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
+from tornado_compas_session.cookies.text import CookieWriter, cookie_reader
+from tornado_compas_session.core.deadlines import Deadlines
+from tornado_compas_session.core.ids import handle_of, hash_id, new_id, parse_id
+from tornado_compas_session.core.protocols import SessionStore
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import (
+    RetiredId,
+    Saved,
+    SessionChange,
+    SessionRecord,
+)
 from tornado_compas_session.exceptions import (
     ResponseAlreadySent,
     SessionDataError,
@@ -28,17 +38,7 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.ids import handle_of, hash_id, new_id, parse_id
-from tornado_compas_session.protocols import SessionStore
-from tornado_compas_session.session import Session
 from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
-from tornado_compas_session.signing import KeyRing, RecentSignatures, Signed
-from tornado_compas_session.types import (
-    RetiredId,
-    Saved,
-    SessionChange,
-    SessionRecord,
-)
 
 logger = logging.getLogger("tornado_compas_session")
 T = TypeVar("T")

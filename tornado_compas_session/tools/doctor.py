@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from tornado_compas_session.doctor_browser import domain_matches, is_address, visit
-from tornado_compas_session.doctor_database import examine
+from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.findings import Finding, advice, good, problem
 from tornado_compas_session.settings import Environment, SessionOptions
-from tornado_compas_session.signing import KeyRing
+from tornado_compas_session.tools.doctor_browser import (
+    domain_matches,
+    is_address,
+    visit,
+)
+from tornado_compas_session.tools.doctor_database import examine
+from tornado_compas_session.tools.findings import Finding, advice, good, problem
 
 _KEY = "k" * 43
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import JSON
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.manager import SessionManager
-from tornado_compas_session.session import Session
-from tornado_compas_session.types import JSON
 
 __all__ = ["Clock", "session_cookie"]
 

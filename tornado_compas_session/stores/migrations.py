@@ -11,10 +11,10 @@ import re
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.exceptions import StoreError
-from tornado_compas_session.pools import as_pool
-from tornado_compas_session.protocols import Connection, Pool
-from tornado_compas_session.queries import compile_statement, schema_dir
+from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools.queries import compile_statement, schema_dir
 
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
 
@@ -90,7 +90,7 @@ async def migrate(database: Any) -> list[str]:
     Raises `StoreError` if a migration was edited after it had been applied.
     """
     if isinstance(database, str):
-        from tornado_compas_session.pools.asyncpg import AsyncpgPool, open_pool
+        from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
 
         own = AsyncpgPool(
             await open_pool(database, min_size=0, max_size=1, timeout=60), timeout=60

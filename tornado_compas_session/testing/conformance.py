@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
+from tornado_compas_session.core.ids import handle_of, hash_id, new_id
+from tornado_compas_session.core.protocols import SessionStore, UserSessions
+from tornado_compas_session.core.types import RetiredId, SessionChange, SessionRecord
 from tornado_compas_session.exceptions import LockTimeout, SessionIdTaken
-from tornado_compas_session.ids import handle_of, hash_id, new_id
-from tornado_compas_session.protocols import SessionStore, UserSessions
-from tornado_compas_session.types import RetiredId, SessionChange, SessionRecord
 
 HOUR = 3600.0
 

@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from tornado_compas_session.queries import Statement
-    from tornado_compas_session.types import (
+    from tornado_compas_session.core.types import (
         RetiredId,
         Saved,
         SessionChange,
         SessionInfo,
         SessionRecord,
     )
+    from tornado_compas_session.stores.pools.queries import Statement
 
 __all__ = ["Connection", "Locked", "Pool", "SessionStore", "UserSessions"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from tornado_compas_session.terminal import redacted
+from tornado_compas_session.tools.terminal import redacted
 
 #: A problem keeps sessions from being kept, or soon will; advice is worth a thought.
 Level = Literal["problem", "advice", "good"]

@@ -22,15 +22,15 @@ import momoko
 import psycopg2
 from psycopg2.extensions import cursor as tuple_cursor
 
+from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     SettingsError,
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.pools.errors import error_of
-from tornado_compas_session.protocols import Row
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.stores.pools.queries import Statement
 
 T = TypeVar("T")
 _VERSION = "2.2.5.1"

@@ -51,7 +51,7 @@ def compile_statement(name: str, sql: str) -> Statement:
 
 def schema_dir() -> Path:
     """Where the SQL is: in the installed package, else beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[2]
     inside = package / "schema"
     return inside if inside.is_dir() else package.parent / "schema"
 

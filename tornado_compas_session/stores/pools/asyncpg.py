@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from tornado_compas_session.deadlines import Deadlines
+from tornado_compas_session.core.deadlines import Deadlines
+from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.pools.errors import error_of
-from tornado_compas_session.protocols import Row
-from tornado_compas_session.queries import Statement
+from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.stores.pools.queries import Statement
 
 logger = logging.getLogger("tornado_compas_session")
 _PID = "SELECT pg_backend_pid()"

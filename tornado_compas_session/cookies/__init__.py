@@ -1,0 +1,1 @@
+"""The browser's side: cookies as text, and their signatures."""

@@ -1,0 +1,1 @@
+"""What a session is: no Tornado, no SQL; the seams in words."""

@@ -1,0 +1,1 @@
+"""What people run; no request needs it."""

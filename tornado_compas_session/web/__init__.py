@@ -1,0 +1,1 @@
+"""What Tornado sees: the mixin, the held response, the wiring."""
