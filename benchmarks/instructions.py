@@ -98,7 +98,7 @@ async def serve(case: str, requests: int) -> None:
     settings = session_settings(store=store, environ=ENVIRON)
     handler = Bare if case == "bare" else Compas
     app = Application([("/", handler)], log_function=lambda _: None, **settings)
-    keys = settings["session_manager"].keys
+    keys = settings["compas_session_manager"].keys
     # Under valgrind a second is over after a hundred requests, which is not so else.
     keys.clock = lambda: 1.7e9
     names = [keys.sign(f"{NAME}.sess", new_id()) for _ in range(SESSIONS)]

@@ -20,6 +20,14 @@ from tornado_compas_session.origins import parse_origins
 
 logger = logging.getLogger("tornado_compas_session")
 
+# Our keys in an application's `settings`, beside Tornado's and those of others
+# (jupyter_server has a `session_manager` of its own).
+MANAGER = "compas_session_manager"
+PRODUCTION = "compas_session_production"
+ORIGINS = "compas_session_origins"
+CLEANER = "compas_session_cleaner"
+HEADERS = "compas_session_headers"
+
 #: A session whose cookie ends with the browser lives so long without use (Compas).
 BROWSER_SESSION_IDLE = 30 * 60
 #: Browsers keep no cookie longer (RFC 6265bis, section 5.5).

@@ -163,8 +163,8 @@ class TestDevelopment:
     @pytest.fixture(
         params=[
             {"serve_traceback": True},
-            {"session_production": False},
-            {"session_production": False, "serve_traceback": False},
+            {"compas_session_production": False},
+            {"compas_session_production": False, "serve_traceback": False},
         ]
     )
     def settings(self, request):
@@ -202,7 +202,7 @@ class TestProduction:
 
     @pytest.fixture
     def settings(self):
-        return {"session_production": True, "serve_traceback": True}
+        return {"compas_session_production": True, "serve_traceback": True}
 
     @pytest.mark.parametrize("name", ["bug", "server_error", "unavailable", "http500"])
     async def test_no_detail(self, http_client, base_url, name):

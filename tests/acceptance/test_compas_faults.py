@@ -161,7 +161,7 @@ async def test_2_an_unknown_id_is_never_adopted(start, store):
     """A signed id that the store does not know becomes nobody's (ID-3)."""
     app, browser = start()
     planted = new_id()
-    ring = app.settings["session_manager"].keys
+    ring = app.settings["compas_session_manager"].keys
     browser.jar.put(ring.sign(NAME, planted))
     await browser.get("/replace")
 
@@ -315,7 +315,9 @@ async def test_9_a_cookie_without_a_session_is_cleared(start, store, gone):
     await browser.get("/write_")
     assert [NAME, NAME + ".public"] == browser.jar.names()
     if gone == "unknown":
-        browser.jar.put(app.settings["session_manager"].keys.sign(NAME, new_id()))
+        browser.jar.put(
+            app.settings["compas_session_manager"].keys.sign(NAME, new_id())
+        )
     elif gone == "expired":
         next(iter(store._rows.values())).expires = 0.0
     else:
@@ -350,7 +352,7 @@ async def test_9_and_only_then(start, store):
 async def test_10_a_signed_id_of_the_wrong_shape_is_anonymous(start, store, value):
     """As one of another library with the same key; it costs no query (ID-5)."""
     app, browser = start()
-    ring = app.settings["session_manager"].keys
+    ring = app.settings["compas_session_manager"].keys
     header = {"Cookie": f"{NAME}={ring.sign(NAME, value)}"}
     response = await browser.get("/read", headers=header)
 

@@ -84,7 +84,9 @@ class NotThere(CorsMixin, ErrorHandler):  # type: ignore[misc]  # sync prepare b
 
 @pytest.fixture
 def settings():
-    return {"cors_origins": Origins((LISTED, "https://other.example.com:8443"))}
+    return {
+        "compas_session_origins": Origins((LISTED, "https://other.example.com:8443"))
+    }
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ async def test_two_origin_headers_are_no_origin(http_server, http_port, second):
 
 async def test_localhost_is_allowed_in_development(app, fetch):
     """In development any port of this machine is allowed, beside the list."""
-    app.settings["cors_origins"] = Origins((LISTED,), development=True)
+    app.settings["compas_session_origins"] = Origins((LISTED,), development=True)
 
     for origin in (LISTED, "http://localhost:5173", "http://127.0.0.1:8000"):
         assert origin == access_control(await fetch(origin=origin))["Allow-Origin"]
@@ -204,7 +206,7 @@ async def test_localhost_is_allowed_in_development(app, fetch):
 
 async def test_without_a_list_nobody_is_allowed(app, fetch):
     """An application that was told nothing about origins allows none."""
-    del app.settings["cors_origins"]
+    del app.settings["compas_session_origins"]
 
     assert {} == access_control(await fetch(origin=LISTED))
     assert {} == access_control(await fetch(origin=LISTED, **preflight()))
@@ -300,7 +302,7 @@ async def test_a_refused_preflight_says_nothing(
 
 async def test_a_refused_preflight_is_a_warning_in_development(app, fetch, caplog):
     """The browser tells its user little; whoever develops reads the reason."""
-    app.settings["cors_origins"] = Origins(development=True)
+    app.settings["compas_session_origins"] = Origins(development=True)
     await fetch(origin=EVIL, **preflight())
 
     [record] = [r for r in caplog.records if r.name == "tornado_compas_session"]

@@ -77,12 +77,12 @@ class Handler(SessionMixin, RequestHandler):
         raise asyncio.CancelledError
 
     async def gone(self, status):
-        await self.settings["session_manager"].store.revoke_all()
+        await self.settings["compas_session_manager"].store.revoke_all()
         self.session["changed"] = "again"
         self.write("never seen")
 
     async def gone_and_handled(self, status):
-        await self.settings["session_manager"].store.revoke_all()
+        await self.settings["compas_session_manager"].store.revoke_all()
         self.session["changed"] = "again"
         try:
             await self.session.save()
@@ -90,7 +90,7 @@ class Handler(SessionMixin, RequestHandler):
             self.write("handled")
 
     async def gone_but_only_read(self, status):
-        await self.settings["session_manager"].store.revoke_all()
+        await self.settings["compas_session_manager"].store.revoke_all()
         self.write({"data": dict(self.session)})
 
 

@@ -615,7 +615,7 @@ def test_options_and_settings_find_their_place():
         cross_origin_protection=False,
     )
 
-    assert 60 == app.settings["session_manager"].options.max_age
+    assert 60 == app.settings["compas_session_manager"].options.max_age
     assert "/login" == app.settings["login_url"]
     assert [EVIL] == app.settings["trusted_origins"]
     assert Plain is app.settings["default_handler_class"]

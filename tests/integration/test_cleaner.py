@@ -205,7 +205,7 @@ async def test_application_starts_it_where_it_serves() -> None:
     """
     store = Counting()
     app = get_app([], store=store)
-    cleaner = app.settings["session_cleaner"]
+    cleaner = app.settings["compas_session_cleaner"]
     cleaner.every = 0.01
     server, sockets = HTTPServer(app), bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
@@ -220,8 +220,11 @@ async def test_application_starts_it_where_it_serves() -> None:
         server.stop()
         await cleaner.stop()
 
-    assert get_app([], store=store, cleaner=False).settings["session_cleaner"] is None
-    assert get_app([]).settings["session_cleaner"] is None
+    assert (
+        get_app([], store=store, cleaner=False).settings["compas_session_cleaner"]
+        is None
+    )
+    assert get_app([]).settings["compas_session_cleaner"] is None
 
 
 async def test_it_starts_anew_on_another_loop() -> None:

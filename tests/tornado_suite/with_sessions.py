@@ -97,7 +97,9 @@ def install() -> None:
             store.create(SESSION_ID, SessionChange({"count": "0"}, idle=3600.0)).send(
                 None
             )
-        manager = self.settings["session_manager"] = ours["session_manager"]
+        manager = self.settings["compas_session_manager"] = ours[
+            "compas_session_manager"
+        ]
         name = manager.options.key
         cookie = f"{name}={manager.keys.sign(name, SESSION_ID)}"
         self.settings["suite_cookie"] = cookie

@@ -12,6 +12,7 @@ from tornado.log import app_log
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_compas_session.exceptions import SessionGone, StoreError
+from tornado_compas_session.settings import PRODUCTION
 
 __all__ = ["AppError", "AppErrorMixin"]
 
@@ -103,7 +104,7 @@ class AppErrorMixin(RequestHandler):
     @property
     def _shows_details(self) -> bool:
         # Where `session_settings()` has said what this is, that decides.
-        production = self.settings.get("session_production")
+        production = self.settings.get(PRODUCTION)
         if production is None:
             production = not self.settings.get("serve_traceback")
         return not production

@@ -10,6 +10,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_compas_session.origins import Origins
+from tornado_compas_session.settings import ORIGINS
 
 __all__ = ["CorsMixin"]
 
@@ -22,10 +23,11 @@ class CorsMixin(RequestHandler):
     """
     Lets scripts of the listed origins use the handler, with credentials.
 
-    The list is the application's setting `cors_origins`, which `session_settings()`
-    fills from CORS_URL; an origin that is not on it gets no `Access-Control` header.
-    A preflight is answered before anything else: no session, no query, no cookie. The
-    headers survive errors. A WebSocket accepts its own origin and those on the list.
+    The list is the application's setting `compas_session_origins`, which
+    `session_settings()` fills from CORS_URL; an origin that is not on it gets no
+    `Access-Control` header. A preflight is answered before anything else: no session,
+    no query, no cookie. The headers survive errors. A WebSocket accepts its own origin
+    and those on the list.
     """
 
     #: Request headers that scripts may set, beside those that are always allowed.
@@ -116,7 +118,7 @@ class CorsMixin(RequestHandler):
 
     @property
     def _cors_origins(self) -> Origins:
-        origins: Origins = self.settings.get("cors_origins", _NOBODY)
+        origins: Origins = self.settings.get(ORIGINS, _NOBODY)
         return origins
 
     def _answer_preflight(self) -> None:

@@ -17,7 +17,7 @@ from tornado.web import Application, ErrorHandler, RequestHandler
 from tornado_compas_session.compas.apperror import AppErrorMixin
 from tornado_compas_session.compas.cors import CorsMixin
 from tornado_compas_session.core.protocols import SessionStore
-from tornado_compas_session.settings import OPTION_NAMES
+from tornado_compas_session.settings import CLEANER, HEADERS, OPTION_NAMES
 from tornado_compas_session.stores.cleaner import Cleaner, cleaner_of
 from tornado_compas_session.web.wiring import session_settings
 
@@ -84,9 +84,11 @@ def get_app(
     return DressingApplication(
         [*health_route, *routes],
         mixins=tuple(mixin for mixin, wanted in mixins.items() if wanted),
-        default_headers=dict(headers or {}),
-        session_cleaner=cleaner_of(store) if cleaner else None,
-        **settings,
+        **{
+            **settings,
+            HEADERS: dict(headers or {}),
+            CLEANER: cleaner_of(store) if cleaner else None,
+        },
     )
 
 
@@ -125,7 +127,7 @@ class DressingApplication(Application):
         **kwargs: Any,
     ) -> Any:
         """Every route ends here: nested, by host, added later, static and the 404."""
-        cleaner: Cleaner | None = self.settings["session_cleaner"]
+        cleaner: Cleaner | None = self.settings[CLEANER]
         if cleaner is not None:
             cleaner.start()  # here, because this is the process that serves
         if target_class not in self._dressed:
@@ -166,7 +168,7 @@ class DefaultHeadersMixin(RequestHandler):
 
     def set_default_headers(self) -> None:
         """Sets them first, so that the handler can replace them."""
-        for name, value in self.settings["default_headers"].items():
+        for name, value in self.settings[HEADERS].items():
             # HSTS is for https only (RFC 6797, section 7.2).
             if value is None:
                 self.clear_header(name)

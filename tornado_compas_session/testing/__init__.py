@@ -16,6 +16,7 @@ from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import JSON
 from tornado_compas_session.exceptions import SettingsError
+from tornado_compas_session.settings import MANAGER
 
 __all__ = ["Clock", "session_cookie"]
 
@@ -52,7 +53,7 @@ async def session_cookie(
     whatever the store raises, and `SettingsError` if `data` is empty, because such a
     session is never stored.
     """
-    manager: SessionManager | None = settings.get("session_manager")
+    manager: SessionManager | None = settings.get(MANAGER)
     if manager is None:
         raise SettingsError("these are no settings from session_settings()")
     session = Session(manager)

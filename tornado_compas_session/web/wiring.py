@@ -13,7 +13,13 @@ from tornado_compas_session.core.manager import ReuseHook, SessionManager
 from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.origins import Origins
-from tornado_compas_session.settings import Environment, SessionOptions
+from tornado_compas_session.settings import (
+    MANAGER,
+    ORIGINS,
+    PRODUCTION,
+    Environment,
+    SessionOptions,
+)
 
 MIN_TORNADO = (6, 5, 9)
 
@@ -79,9 +85,9 @@ def session_settings(
     settings: dict[str, Any] = {
         "cookie_secret": dict(keys.versions),
         "key_version": keys.current,
-        "cors_origins": origins,
-        "session_production": environment.production,
-        "session_manager": (
+        ORIGINS: origins,
+        PRODUCTION: environment.production,
+        MANAGER: (
             CookieSessionManager(resolved, keys)
             if store is None
             else SessionManager(resolved, keys, store, on_reuse=on_reuse)
