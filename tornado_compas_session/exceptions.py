@@ -13,6 +13,7 @@ The errors of the library.
         │   └── LockTimeout    `lock()` did not get the row in time
         ├── SchemaMissing      the table is not there or not up to date
         ├── WriteConflict      another transaction was in the way  (tried again)
+        ├── UnstorableText     the database's encoding has no room for a text
         └── RowExists          the row is there already
 
 No message, attribute or cause of these carries a session id, a cookie value, a key, a
@@ -37,6 +38,7 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "StoreUnavailable",
+    "UnstorableText",
     "WriteConflict",
 ]
 
@@ -122,6 +124,13 @@ class SchemaMissing(StoreError):
 
 class WriteConflict(StoreError):
     """Another transaction was in the way; nothing changed, so it can be repeated."""
+
+
+class UnstorableText(StoreError):
+    """
+    The database's encoding has no place for a character of the data; nothing was
+    written. A database made with ENCODING 'UTF8' keeps them all.
+    """
 
 
 class RowExists(StoreError):

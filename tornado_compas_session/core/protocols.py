@@ -26,8 +26,14 @@ Row = tuple[Any, ...]
 class Connection(Protocol):
     """One database connection inside a transaction."""
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        """Runs one statement, its parameters by name; returns its rows."""
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
+        """
+        Runs one statement, its parameters by name; returns its rows.
+
+        `timeout` is the limit of this one, longer or shorter than the pool's own.
+        """
 
     async def run_script(self, sql: str) -> None:
         """Runs several statements without parameters."""
@@ -43,14 +49,35 @@ class Pool(Protocol):
     No driver exception leaves an adapter: it raises `StoreUnavailable` (no connection,
     connection lost, time limit, server shutting down or read-only), `SchemaMissing`
     (no such table or column), or `StoreError`. A cancelled call gives its connection
-    back, clean. After an error in `fetch` the statement may or may not have happened.
+    back, clean. After an error in `fetch` the statement may or may not have happened;
+    it never happens later.
+
+    A time limit is in seconds, in all; None is the pool's own. When it is over, the
+    statement is cancelled on the server, and the call raises `StoreUnavailable` once
+    that has taken effect, or half a second later, with the connection closed.
+
+    A pool may tell with a property `size: int` how many connections it has at most;
+    where it does not, the store counts on 4.
     """
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        """Runs one statement in its own transaction; committed when it returns."""
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
+        """
+        Runs one statement in its own transaction; committed when it returns.
 
-    def transaction(self) -> AbstractAsyncContextManager[Connection]:
-        """One connection and one transaction; rolled back if the block raises."""
+        `timeout` covers the waiting for a connection too.
+        """
+
+    def transaction(
+        self, *, lock_timeout: float | None = None, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
+        """
+        One connection and one transaction; rolled back if the block raises.
+
+        `lock_timeout` is how long its statements may wait for a row (`LockTimeout`
+        after that), and `timeout` how long its beginning may take.
+        """
 
     async def expire(self) -> None:
         """Drops the connections: the idle ones now, the others when given back."""
