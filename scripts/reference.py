@@ -1,8 +1,9 @@
 """
-Writes docs/reference.md from the signatures and docstrings of the public names.
+Writes docs/reference.md from the signatures and docstrings of the public names, and the
+entries of docs/options.md from the table in settings.py.
 
-    python scripts/reference.py            writes the page
-    python scripts/reference.py --check    exits with 1 if it is out of date
+    python scripts/reference.py            writes the pages
+    python scripts/reference.py --check    exits with 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ sys.path.insert(0, str(ROOT))
 import tornado_compas_session as package  # noqa: E402
 from tornado_compas_session import testing  # noqa: E402
 from tornado_compas_session.core import types  # noqa: E402
+from tornado_compas_session.settings import OPTIONS, FromEnvironment  # noqa: E402
 from tornado_compas_session.stores import cleaner, migrations  # noqa: E402
 from tornado_compas_session.testing import embedded  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference.md"
+OPTIONS_PAGE = ROOT / "docs" / "options.md"
 
 HEAD = """\
 # Reference
@@ -209,14 +212,37 @@ def text_of(thing: Any) -> str:
     return "\n".join(out) + "\n"
 
 
+def options_page(text: str) -> str:
+    """The page of the options with what stands between its marks written anew."""
+    parts = {option.part for option in OPTIONS.values()}
+    marks = r"(<!-- the options: (\w+) -->\n).*?(?=<!-- end -->)"
+    if parts != (found := {match[2] for match in re.finditer(marks, text, re.S)}):
+        raise SystemExit(f"docs/options.md has no place for {sorted(parts - found)}")
+    return re.sub(marks, lambda match: match[1] + _entries(match[2]), text, flags=re.S)
+
+
+def _entries(part: str) -> str:
+    return "\n" + "".join(
+        f"### {name}\n\nDefault: {_as_written(option.default)}\n\n{option.meaning}\n\n"
+        for name, option in OPTIONS.items()
+        if option.part == part
+    )
+
+
+def _as_written(default: Any) -> str:
+    if isinstance(default, FromEnvironment):
+        return default.words
+    return f"`{default!r}`".replace("datetime.", "").replace("'", '"')
+
+
 def main() -> None:
-    """Writes the page, or says that it should be."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text(encoding="utf-8") != text:
-            raise SystemExit("docs/reference.md: run python scripts/reference.py")
-    else:
-        PAGE.write_text(text, encoding="utf-8")
+    """Writes the pages, or says that they should be."""
+    written = OPTIONS_PAGE.read_text(encoding="utf-8")
+    for path, text in {PAGE: page(), OPTIONS_PAGE: options_page(written)}.items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"docs/{path.name}: run python scripts/reference.py")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,51 @@
 """
 What the environment and the options say: read once, checked at once, frozen.
 
-Every fault is found before anything is raised, so that one start shows them all.
+Every fault is found before anything is raised, so that one start shows them all. An
+option is one line of `SessionOptions`: its name, default, check and meaning. The rest,
+docs/options.md included, follows from there.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from tornado_compas_session.browsers import (
+    MAX_MAX_AGE,
+    prefix_of,
+    public_name,
+    unmet,
+)
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.origins import parse_origins
+
+__all__ = [
+    "CLEANER",
+    "HEADERS",
+    "MANAGER",
+    "MAX_MAX_AGE",
+    "OPTIONS",
+    "OPTION_NAMES",
+    "ORIGINS",
+    "PRODUCTION",
+    "Environment",
+    "FromEnvironment",
+    "Option",
+    "SessionOptions",
+    "lifetime_seconds",
+    "public_name",
+    "unknown_option",
+]
 
 logger = logging.getLogger("tornado_compas_session")
 
@@ -30,8 +59,6 @@ HEADERS = "compas_session_headers"
 
 #: A session whose cookie ends with the browser lives so long without use (Compas).
 BROWSER_SESSION_IDLE = 30 * 60
-#: Browsers keep no cookie longer (RFC 6265bis, section 5.5).
-MAX_MAX_AGE = 400 * 24 * 60 * 60
 MIN_KEY_LENGTH = 20
 #: "changemechangemechangeme" has seven, and no chance makes so few.
 MIN_KEY_VARIETY = 8
@@ -49,27 +76,7 @@ _PATH = re.compile(r"/[!-:<-~]*")
 _SAME_SITE = {"lax": "Lax", "strict": "Strict", "none": "None"}
 
 
-def lifetime_seconds(value: float | timedelta | str, name: str = "max_age") -> int:
-    """
-    Checks a lifetime: whole seconds, negative for `"session"`.
-
-    Raises `TypeError` or `ValueError`, naming what is allowed.
-    """
-    if value == "session":
-        return -BROWSER_SESSION_IDLE
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f'{name} is a number of seconds, a timedelta or "session", '
-            f"and not {value if isinstance(value, str) else type(value).__name__!r}"
-        )
-    if not 1 <= value <= MAX_MAX_AGE:
-        raise ValueError(
-            f"{name} must be between 1 second and 400 days ({MAX_MAX_AGE} seconds), "
-            "the longest that a browser keeps a cookie"
-        )
-    return int(value)
+# ── the environment ──────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,158 @@ def _host(url: str, problems: list[str]) -> str | None:
     return host.lower()
 
 
-@dataclass(frozen=True, slots=True)
+# ── what a value may be: each takes it and the option's name, and says what is kept ──
+
+
+def lifetime_seconds(value: float | timedelta | str, name: str = "max_age") -> int:
+    """
+    Checks a lifetime: whole seconds, negative for `"session"`.
+
+    Raises `TypeError` or `ValueError`, naming what is allowed.
+    """
+    if value == "session":
+        return -BROWSER_SESSION_IDLE
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f'{name} is a number of seconds, a timedelta or "session", '
+            f"and not {value if isinstance(value, str) else type(value).__name__!r}"
+        )
+    if not 1 <= value <= MAX_MAX_AGE:
+        raise ValueError(
+            f"{name} must be between 1 second and 400 days ({MAX_MAX_AGE} seconds), "
+            "the longest that a browser keeps a cookie"
+        )
+    return int(value)
+
+
+def _seconds(value: Any, name: str) -> int:
+    if value == "session":
+        raise ValueError(f'{name} is a number of seconds, and not "session"')
+    return lifetime_seconds(value, name)
+
+
+def _number(
+    low: float, high: float, kind: type[int] | type[float] = float
+) -> Callable[[Any, str], float]:
+    def check(value: Any, name: str) -> float:
+        number = value.total_seconds() if isinstance(value, timedelta) else value
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | float)
+            or not low <= number <= high
+        ):
+            raise ValueError(
+                f"{name} is a number between {low:g} and {high:g}, and not {value!r}"
+            )
+        return kind(number)
+
+    return check
+
+
+def _renew(value: Any, name: str) -> float | None:
+    if isinstance(value, bool):
+        return 30.0 if value else None
+    return _number(0, 86400)(value, name)
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, and not {value!r}")
+    return value
+
+
+def _name(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ValueError(
+            f"{name} {value!r} is no cookie name; letters, digits and any of "
+            "!#$%&'*+-.^_`|~ are allowed"
+        )
+    if len(value) > _MAX_NAME:
+        raise ValueError(f"{name} is longer than {_MAX_NAME} characters")
+    return value
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) and value else value or ()
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} is a list of cookie names, and not {value!r}")
+    return tuple(_name(one, name) for one in values)
+
+
+def _domain(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not _DOMAIN.fullmatch(value.lstrip(".")):
+        raise ValueError(f"{name} {value!r} is no domain, like example.com")
+    return value.lstrip(".").lower()
+
+
+def _path(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not _PATH.fullmatch(value):
+        raise ValueError(
+            f"{name} {value!r} must begin with / and have no semicolon, space or "
+            "control character"
+        )
+    if len(value) > _MAX_ATTRIBUTE:
+        raise ValueError(f"{name} is longer than {_MAX_ATTRIBUTE} characters")
+    return value
+
+
+def _same_site(value: Any, name: str) -> str:
+    if not isinstance(value, str) or value.lower() not in _SAME_SITE:
+        raise ValueError(f'{name} is "lax", "strict" or "none", and not {value!r}')
+    return _SAME_SITE[value.lower()]
+
+
+# ── the options ──────────────────────────────────────────────────────────────────────
+
+
+class FromEnvironment(NamedTuple):
+    """A default that the environment decides."""
+
+    #: How the documentation says it.
+    words: str
+    #: From the environment and the cookie's name.
+    decide: Callable[[Environment, str], Any]
+
+
+class Option(NamedTuple):
+    """All that is known of an option, but its name and type."""
+
+    #: The part of docs/options.md that it stands in.
+    part: str
+    #: As a user would write it.
+    default: Any
+    #: Takes a value and the option's name; raises `TypeError` or `ValueError`.
+    check: Callable[[Any, str], Any]
+    #: For the documentation.
+    meaning: str
+
+
+def _option(
+    part: str, default: Any, check: Callable[[Any, str], Any], meaning: str
+) -> Any:
+    metadata = {"option": Option(part, default, check, meaning)}
+    if isinstance(default, FromEnvironment):
+        return field(metadata=metadata)
+    kept = None if default is None else check(default, part)
+    return field(default=kept, metadata=metadata)
+
+
+# In which part of docs/options.md it stands.
+_cookie = partial(_option, "cookie")
+_lifetime = partial(_option, "lifetimes")
+_data = partial(_option, "data")
+
+
+def _cookie_domain(environment: Environment, key: str) -> str | None:
+    # A name with the prefix says that there is no domain.
+    prefix = prefix_of(key)
+    host_only = prefix is not None and prefix.host_only
+    return environment.cookie_url if environment.production and not host_only else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
     """
     The options, after those of Compas, checked and resolved.
@@ -175,35 +333,133 @@ class SessionOptions:
     Made by `SessionOptions.build(environment, **options)`; lifetimes in seconds.
     """
 
-    key: str
-    #: Idle lifetime in seconds; negative: the cookie ends with the browser.
-    max_age: int = 6 * 24 * 60 * 60
-    #: Seconds between two writes of the expiry; None: the lifetime is fixed.
-    renew: float | None = 30.0
-    overwrite: bool = True
-    secure: bool = True
-    domain: str | None = None
-    path: str = "/"
-    same_site: str = "Lax"
-    http_only: bool = True
-    signed: bool = True
-    auto_commit: bool = True
-    keep_public_cookie: bool = False
-    absolute_max_age: int | None = None
-    timeout: float = 5.0
-    max_data_size: int = 64 * 1024
-    #: Seconds for which the old id still finds the session after `regenerate`.
-    regenerate_grace: float = 5.0
-    #: Idle lifetime of sessions in which nobody has signed in; None: `max_age`.
-    anonymous_max_age: int | None = None
-    #: Cookie names of former days that are still read.
-    previous_keys: tuple[str, ...] = ()
-    #: Whether sessions record the visitor's user agent and address.
-    record_client: bool = False
-    #: Seconds between two looks whether an open WebSocket's session still lives.
-    websocket_check: float = 15.0
-    #: The most sessions a user may have at once; the one unused longest ends.
-    max_sessions_per_user: int | None = None
+    key: str = _cookie(
+        FromEnvironment(
+            "`APP_NAME` in lower case + `.sess`",
+            lambda environment, _: environment.app_name.lower() + ".sess",
+        ),
+        _name,
+        "The name of the cookie. What a [prefix](cookies.md#prefixes) demands of the "
+        "other options is checked.",
+    )
+    previous_keys: tuple[str, ...] = _cookie(
+        (),
+        _names,
+        "Names of former days that are still read; the cookie is sent anew under "
+        "`key`, see [cookies](cookies.md#a-new-name).",
+    )
+    domain: str | None = _cookie(
+        FromEnvironment("`COOKIE_URL` in production, else none", _cookie_domain),
+        _domain,
+        "The `Domain` attribute; without it the cookie goes to this host alone.",
+    )
+    path: str = _cookie("/", _path, "The `Path` attribute.")
+    secure: bool = _cookie(
+        FromEnvironment(
+            "true in production", lambda environment, _: environment.production
+        ),
+        _flag,
+        "The `Secure` attribute: https only.",
+    )
+    http_only: bool = _cookie(True, _flag, "Scripts cannot read it.")
+    same_site: str = _cookie(
+        "lax",
+        _same_site,
+        '`"lax"`, `"strict"` or `"none"`; `"none"` needs `secure`.',
+    )
+    partitioned: bool = _cookie(
+        False,
+        _flag,
+        "The `Partitioned` attribute (CHIPS): in frames of other sites the browser "
+        "keeps a cookie for each of these. Needs `secure` and "
+        '`same_site="none"`.',
+    )
+    signed: bool = _cookie(
+        True,
+        _flag,
+        "Signed with the keys in APP_KEYS, in Tornado's format. `False` needs a store; "
+        "the id alone is in the cookie then.",
+    )
+    overwrite: bool = _cookie(
+        True,
+        _flag,
+        "The cookie's lifetime restarts with use: it goes out whenever its secret is "
+        "new, which a renewal makes it. `False`: only when the session is new or "
+        "regenerated, so the cookie ends `max_age` after that.",
+    )
+    keep_public_cookie: bool = _cookie(
+        False,
+        _flag,
+        "A second cookie, `<key>.public`, that scripts can read. Its value is `truthy` "
+        "for everybody; it comes and goes with the session cookie. Needs a store.",
+    )
+    #: Negative: the cookie ends with the browser.
+    max_age: int = _lifetime(
+        timedelta(days=6),
+        lifetime_seconds,
+        "The idle lifetime: so long after its last use the session ends. A shorter one "
+        'holds for sessions that live already. `"session"`: the cookie ends with the '
+        "browser, and the row 30 minutes after its last use.",
+    )
+    #: None: the lifetime is fixed.
+    renew: float | None = _lifetime(
+        True,
+        _renew,
+        "Use extends the session. The row's expiry is written at most every 30 seconds "
+        "(where the lifetime is under 5 minutes, every tenth of it), and the data is "
+        "not touched; the cookie, with a new secret, when it is older than a tenth of "
+        "the lifetime, an hour at most. A number sets the seconds; `0` renews both "
+        "with every request. `False`: the lifetime is fixed.",
+    )
+    absolute_max_age: int | None = _lifetime(
+        None, _seconds, "So long after it was created the session ends, however busy."
+    )
+    anonymous_max_age: int | None = _lifetime(
+        None,
+        _seconds,
+        "The idle lifetime of sessions without a `user_id`, where it should be "
+        "shorter.",
+    )
+    regenerate_grace: float = _lifetime(
+        5,
+        _number(0, 300),
+        "Seconds for which requests under way still find the session by the id from "
+        "before `regenerate()`.",
+    )
+    websocket_check: float = _lifetime(
+        15,
+        _number(0.05, 86400),
+        "Seconds between two looks whether the session of an open WebSocket still "
+        "lives; the socket is closed with 1008 if not.",
+    )
+    auto_commit: bool = _data(
+        True,
+        _flag,
+        "Saved at the end of each request. `False`: only by `await "
+        "self.session.save()`; ending the session works without it, and use extends "
+        "the session all the same.",
+    )
+    timeout: float = _data(
+        5,
+        _number(0.01, 3600),
+        "Seconds that the store may take for one load or save; then 503.",
+    )
+    max_data_size: int = _data(
+        65536, _number(64, 2**27, int), "The most bytes of one session's JSON."
+    )
+    record_client: bool = _data(
+        False,
+        _flag,
+        "Whether a session records the browser's `User-Agent` and address when it is "
+        "created and at sign-in, for lists.",
+    )
+    max_sessions_per_user: int | None = _data(
+        None,
+        _number(1, 10**6, int),
+        "The most sessions that a user may have at once; the one unused longest ends.",
+    )
+    #: What COOKIE_URL says in production, also where the cookie has no domain.
+    cookie_url: str | None = None
 
     @property
     def idle(self) -> int:
@@ -222,194 +478,127 @@ class SessionOptions:
         """
         Checks the options against each other and fills in the defaults.
 
-        Raises `SettingsError` with every fault at once.
+        None is the default of every option. Raises `SettingsError` with every fault at
+        once.
         """
-        return _Check(environment, has_store, options).result()
+        return _build(environment, has_store, options)
 
 
-#: The options that `SessionOptions.build` takes.
-OPTION_NAMES = tuple(f for f in SessionOptions.__dataclass_fields__)
+#: By their names.
+OPTIONS: dict[str, Option] = {
+    one.name: one.metadata["option"]
+    for one in dataclasses.fields(SessionOptions)
+    if "option" in one.metadata
+}
+OPTION_NAMES = tuple(OPTIONS)
+
+_MEETS = {
+    "Secure": "needs secure=True",
+    "HttpOnly": "needs http_only=True",
+    "Path=/": "needs path='/'",
+    "no Domain": "cannot have a domain",
+}
 
 
-class _Check:
-    """Collects the faults of a set of options."""
-
-    def __init__(
-        self, environment: Environment, has_store: bool, options: dict[str, Any]
-    ) -> None:
-        self.environment = environment
-        self.has_store = has_store
-        self.options = options
-        self.problems: list[str] = []
-
-    def result(self) -> SessionOptions:
-        for name in self.options:
-            if name not in OPTION_NAMES:
-                self.problems.append(
-                    f"{name} is no option of sessions; there are "
-                    + ", ".join(OPTION_NAMES)
-                )
-        env = self.environment
-        values: dict[str, Any] = {
-            "key": self.name("key", env.app_name.lower() + ".sess"),
-            "max_age": self.lifetime("max_age", 6 * 24 * 60 * 60),
-            "absolute_max_age": self.lifetime("absolute_max_age", None),
-            "anonymous_max_age": self.lifetime("anonymous_max_age", None),
-            "renew": self.renew(),
-            "secure": self.flag("secure", env.production),
-            "domain": self.domain(),
-            "path": self.path(),
-            "same_site": self.same_site(),
-            "previous_keys": self.previous_keys(),
-            "timeout": self.number("timeout", 5.0, 0.01, 3600),
-            "max_data_size": int(self.number("max_data_size", 65536, 64, 2**27)),
-            "regenerate_grace": self.number("regenerate_grace", 5.0, 0, 300),
-            "websocket_check": self.number("websocket_check", 15.0, 0.05, 86400),
-        }
-        for name, default in {
-            "overwrite": True,
-            "http_only": True,
-            "signed": True,
-            "auto_commit": True,
-            "keep_public_cookie": False,
-            "record_client": False,
-        }.items():
-            values[name] = self.flag(name, default)
-        bound = self.options.get("max_sessions_per_user")
-        if bound is not None:
-            bound = int(self.number("max_sessions_per_user", 0, 1, 10**6))
-        values["max_sessions_per_user"] = bound
-        self.together(values)
-        if self.problems:
-            raise SettingsError(self.problems)
-        return SessionOptions(**values)
-
-    def name(self, option: str, default: str) -> str:
-        value = self.options.get(option)
-        if value is None:
-            value = default
-        self.check_name(option, value)
-        return str(value)
-
-    def check_name(self, option: str, value: object) -> None:
-        if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-            self.problems.append(
-                f"{option} {value!r} is no cookie name; letters, digits and any of "
-                "!#$%&'*+-.^_`|~ are allowed"
-            )
-        elif len(value) > _MAX_NAME:
-            self.problems.append(f"{option} is longer than {_MAX_NAME} characters")
-
-    def previous_keys(self) -> tuple[str, ...]:
-        value = self.options.get("previous_keys") or ()
-        if isinstance(value, str):
-            value = (value,)
-        for name in value:
-            self.check_name("previous_keys", name)
-        return tuple(value)
-
-    def flag(self, option: str, default: bool) -> bool:
-        value = self.options.get(option)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.problems.append(f"{option} is True or False, and not {value!r}")
-        return bool(value)
-
-    def number(self, option: str, default: float, low: float, high: float) -> float:
-        value = self.options.get(option)
-        if value is None:
-            return default
-        if isinstance(value, timedelta):
-            value = value.total_seconds()
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-        ):
-            self.problems.append(
-                f"{option} is a number between {low:g} and {high:g}, and not {value!r}"
-            )
-            return default
-        return float(value)
-
-    def lifetime(self, option: str, default: int | None) -> int | None:
-        value = self.options.get(option)
-        if value is None:
-            return default
-        if value == "session" and option != "max_age":
-            self.problems.append(f'{option} is a number of seconds, and not "session"')
-            return default
+def _build(
+    environment: Environment, has_store: bool, options: Mapping[str, Any]
+) -> SessionOptions:
+    problems = [
+        unknown_option(name, OPTIONS) for name in options if name not in OPTIONS
+    ]
+    kept: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        default, given = option.default, options.get(name)
+        if isinstance(default, FromEnvironment):
+            default = default.decide(environment, kept.get("key", ""))
+        value = default if given is None else given
         try:
-            return lifetime_seconds(value, option)
+            kept[name] = None if value is None else option.check(value, name)
         except (TypeError, ValueError) as error:
-            self.problems.append(str(error))
-            return default
+            problems.append(str(error))
+            kept[name] = default
+    cookie_url = environment.cookie_url if environment.production else None
+    built = SessionOptions(**kept, cookie_url=cookie_url)
+    problems += _contradictions(built, has_store)
+    if problems:
+        raise SettingsError(problems)
+    return built
 
-    def renew(self) -> float | None:
-        value = self.options.get("renew", True)
-        if value is False:
-            return None
-        if value is True or value is None:
-            return 30.0
-        return self.number("renew", 30.0, 0, 86400)
 
-    def domain(self) -> str | None:
-        value = self.options.get("domain")
-        if value is None:
-            env = self.environment
-            default = env.cookie_url if env.production else None
-            # A name with the prefix says that there is no domain (RFC 6265bis).
-            prefixed = str(self.options.get("key", "")).lower().startswith("__host-")
-            return None if prefixed else default
-        if not isinstance(value, str) or not _DOMAIN.fullmatch(value.lstrip(".")):
-            self.problems.append(f"domain {value!r} is no domain, like example.com")
-            return None
-        return value.lstrip(".").lower()
-
-    def path(self) -> str:
-        value = self.options.get("path")
-        if value is None:
-            return "/"
-        if not isinstance(value, str) or not _PATH.fullmatch(value):
-            self.problems.append(
-                f"path {value!r} must begin with / and have no semicolon, space or "
-                "control character"
-            )
-            return "/"
-        if len(value) > _MAX_ATTRIBUTE:
-            self.problems.append(f"path is longer than {_MAX_ATTRIBUTE} characters")
-        return value
-
-    def same_site(self) -> str:
-        value = self.options.get("same_site")
-        if value is None:
-            return "Lax"
-        if not isinstance(value, str) or value.lower() not in _SAME_SITE:
-            self.problems.append(
-                f'same_site is "lax", "strict" or "none", and not {value!r}'
-            )
-            return "Lax"
-        return _SAME_SITE[value.lower()]
-
-    def together(self, values: dict[str, Any]) -> None:
-        """What two options say about each other."""
-        say = self.problems.append
-        if values["same_site"] == "None" and not values["secure"]:
-            say('same_site="none" needs secure=True; browsers drop the cookie else')
-        lower = values["key"].lower()
-        if lower.startswith(("__host-", "__secure-")) and not values["secure"]:
-            say(f"a cookie named {values['key']} needs secure=True")
-        if lower.startswith("__host-"):
-            if values["domain"]:
-                say(f"a cookie named {values['key']} cannot have a domain")
-            if values["path"] != "/":
-                say(f"a cookie named {values['key']} needs path='/'")
-        if not self.has_store:
-            if values["keep_public_cookie"]:
-                say("keep_public_cookie needs a store")
-            if not values["signed"]:
-                say(
-                    "without a store the data is in the cookie, so signed=False "
-                    "would let visitors write it"
+def _contradictions(options: SessionOptions, has_store: bool) -> Iterator[str]:
+    """What two options say against each other."""
+    key, prefix = options.key, prefix_of(options.key)
+    if options.same_site == "None" and not options.secure:
+        yield 'same_site="none" needs secure=True; browsers drop the cookie else'
+    if options.partitioned and not (options.secure and options.same_site == "None"):
+        yield 'partitioned=True needs secure=True and same_site="none"'
+    for demand in unmet(
+        key,
+        secure=options.secure,
+        http_only=options.http_only,
+        path=options.path,
+        domain=options.domain,
+    ):
+        yield f"a cookie named {key} {_MEETS[demand]}"
+    seen = {key}
+    for name in options.previous_keys:
+        if name in seen:
+            yield f"previous_keys repeats {name!r}"
+        seen.add(name)
+    if prefix and not options.signed:
+        # Whoever could plant the weaker name would get it promoted.
+        for name in options.previous_keys:
+            if prefix_of(name) != prefix:
+                yield (
+                    f"previous_keys {name!r} beside a cookie named {key} needs "
+                    f"signed=True: without {prefix.text} anybody may have set it"
                 )
+    if not has_store:
+        if options.keep_public_cookie:
+            yield "keep_public_cookie needs a store"
+        if not options.signed:
+            yield (
+                "without a store the data is in the cookie, so signed=False "
+                "would let visitors write it"
+            )
+
+
+# ── names that are nearly right ──────────────────────────────────────────────────────
+
+#: What others call our options, and what they have as an option and we in a variable.
+_ELSEWHERE = {
+    "key": ("name", "id"),
+    "max_age": ("age", "ttl", "expire", "expires", "expiry", "lifetime", "idletimeout"),
+    "absolute_max_age": ("absolutetimeout", "maxlifetime"),
+    "renew": ("rolling", "sliding", "refresh", "saveeveryrequest", "touchafter"),
+    "keep_public_cookie": ("public",),
+    "auto_commit": ("autosave", "autocommit"),
+    "APP_KEYS": ("secret", "secrets", "keys", "appkeys"),
+    "CORS_URL": ("origins", "corsorigins", "corsurl"),
+    "COOKIE_URL": ("cookieurl",),
+    "APP_NAME": ("appname",),
+}
+_BY_NAME = {name: ours for ours, names in _ELSEWHERE.items() for name in names}
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """What to say of an option that is not known: the one that was meant, or all."""
+    known = tuple(known)
+    meant = _meant(name, known)
+    if meant is None:
+        return f"{name} is no option of sessions; there are {', '.join(known)}"
+    if meant in known:
+        return f"{name} is no option of sessions; did you mean {meant}?"
+    return f"{name} is no option of sessions; it is the environment's {meant}"
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str | None:
+    bare = re.sub(r"[^a-z]", "", name.lower())
+    ours = {one.replace("_", ""): one for one in known}
+    # Peers have session_cookie_secure, cookie_name, SESSION_COOKIE_AGE.
+    for text in (bare, re.sub(r"^(permanent|session|cookie)+", "", bare)):
+        found = ours.get(text) or _BY_NAME.get(text)
+        if found is not None and (found in known or found.isupper()):
+            return found
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return near[0] if near else None

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 #: The wings of the house, the ground first. What stands beside each other on a floor
 #: does not import from its neighbour.
 FLOORS = [
-    {"exceptions", "origins", "settings"},
+    {"browsers", "exceptions", "origins", "settings"},
     {"cookies"},
     {"core"},
     {"web", "stores"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import traceback
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ from tornado_compas_session import (
     SettingsError,
     session_settings,
 )
-from tornado_compas_session.settings import OPTION_NAMES, Environment
+from tornado_compas_session.settings import OPTION_NAMES, OPTIONS, Environment
 
 DAY = 86400
 
@@ -62,9 +64,20 @@ def test_defaults():
             record_client=False,
             websocket_check=15.0,
             max_sessions_per_user=None,
+            partitioned=False,
+            cookie_url=None,
         )
         == make_options()
     )
+
+
+def test_an_option_is_one_line_of_the_table():
+    """Names, defaults and meanings have no second list beside that of the class."""
+    attributes = {one.name for one in dataclasses.fields(SessionOptions)}
+
+    assert attributes == {*OPTION_NAMES, "cookie_url"}
+    for option in OPTIONS.values():
+        assert option.meaning.endswith(".")
 
 
 def test_defaults_in_production():
@@ -73,13 +86,32 @@ def test_defaults_in_production():
     options = make_options(environment=environment)
 
     assert (True, "example.com") == (options.secure, options.domain)
+    assert "example.com" == options.cookie_url
 
 
 def test_the_domain_is_for_production():
     """In development COOKIE_URL would keep the cookie from localhost."""
     environment = make_environment(production=False, cookie_url="example.com")
+    options = make_options(environment=environment)
 
-    assert make_options(environment=environment).domain is None
+    assert (None, None) == (options.domain, options.cookie_url)
+
+
+def test_the_domain_of_former_days_is_known():
+    """COOKIE_URL is kept where the cookie has no domain, to clear what once had it."""
+    production = make_environment(production=True, cookie_url="example.com")
+    prefixed = make_options(environment=production, key="__Host-sid")
+    other = make_options(environment=production, domain="other.example")
+
+    assert (None, "example.com") == (prefixed.domain, prefixed.cookie_url)
+    assert ("other.example", "example.com") == (other.domain, other.cookie_url)
+
+
+def test_cookie_url_is_no_option():
+    """It is the environment's, so that it has one place."""
+    assert [
+        "cookie_url is no option of sessions; it is the environment's COOKIE_URL"
+    ] == problems_of(cookie_url="example.com")
 
 
 def test_the_name_is_that_of_the_application():
@@ -167,6 +199,7 @@ FLAGS = (
     "auto_commit",
     "keep_public_cookie",
     "record_client",
+    "partitioned",
 )
 
 
@@ -227,9 +260,14 @@ FLAGS = (
         ("max_data_size", 1, "max_data_size is a number between"),
         ("regenerate_grace", -1, "regenerate_grace is a number between"),
         ("previous_keys", ["a b"], "previous_keys 'a b' is no cookie name"),
+        ("previous_keys", 7, "previous_keys is a list of cookie names"),
+        ("previous_keys", ["old", "old"], "previous_keys repeats 'old'"),
+        ("previous_keys", "counter.sess", "previous_keys repeats 'counter.sess'"),
+        ("partitioned", True, 'partitioned=True needs secure=True and same_site="no'),
         ("websocket_check", 0, "websocket_check is a number between"),
         ("max_sessions_per_user", 0, "max_sessions_per_user is a number between"),
-        ("max_agee", 5, "max_agee is no option of sessions; there are key, max_age"),
+        ("max_agee", 5, "max_agee is no option of sessions; did you mean max_age?"),
+        ("qqq", 5, "qqq is no option of sessions; there are key, previous_keys, domai"),
     ],
 )
 def test_wrong_values(option, value, complaint):
@@ -239,32 +277,115 @@ def test_wrong_values(option, value, complaint):
     assert complaint in problem
 
 
-@pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__HOST-"])
-def test_the_host_prefix_is_checked(prefix):
-    """In any case of its letters, against all that it promises (CK-1)."""
-    key = prefix + "sid"
+@pytest.mark.parametrize("wrong", [{"secure": False}, {"same_site": "lax"}])
+def test_partitioned_needs_both(wrong):
+    """CHIPS: a cookie in frames of other sites, so SameSite=None and Secure (CK-14)."""
+    fitting = {"partitioned": True, "secure": True, "same_site": "none"}
+
+    assert make_options(**fitting).partitioned
+    assert 'partitioned=True needs secure=True and same_site="none"' in problems_of(
+        **fitting | wrong
+    )
+
+
+FITTING: dict[str, Any] = {"secure": True, "http_only": True, "path": "/"}
+SECURE = ({"secure": False}, "needs secure=True")
+HTTP_ONLY = ({"http_only": False}, "needs http_only=True")
+HOST_ONLY = (
+    ({"path": "/x"}, "needs path='/'"),
+    ({"domain": "example.com"}, "cannot have a domain"),
+)
+DEMANDS = {
+    "__Secure-": [SECURE],
+    "__Host-": [SECURE, *HOST_ONLY],
+    "__Http-": [SECURE, HTTP_ONLY],
+    "__Host-Http-": [SECURE, HTTP_ONLY, *HOST_ONLY],
+}
+
+
+@pytest.mark.parametrize("letters", [str, str.lower, str.upper])
+@pytest.mark.parametrize("prefix", DEMANDS)
+def test_prefixes_are_checked(prefix, letters):
+    """In any case of letters, against all that they promise and no more (CK-1)."""
+    key = letters(prefix) + "sid"
+    demanded = dict.fromkeys(says for _, says in DEMANDS[prefix])
+
+    assert key == make_options(key=key, **FITTING).key
+    for wrong, says in [SECURE, HTTP_ONLY, *HOST_ONLY]:
+        options = FITTING | wrong
+        if says in demanded:
+            assert [f"a cookie named {key} {says}"] == problems_of(key=key, **options)
+        else:
+            assert key == make_options(key=key, **options).key
+
+
+@pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__Host-Http-"])
+def test_cookie_url_is_not_for_a_host_prefix(prefix):
+    """The name says that there is no domain, so that of COOKIE_URL is not taken."""
     production = make_environment(production=True, cookie_url="example.com")
-    wrong = problems_of(key=key, secure=False, domain="example.com", path="/x")
+    options = make_options(key=prefix + "sid", environment=production)
 
-    assert 3 == len(wrong)
-    assert [f"a cookie named {key} needs path='/'"] == problems_of(
-        key=key, secure=True, path="/x"
+    assert options.domain is None
+
+
+def test_previous_keys_beside_a_prefix():
+    """A cookie that anybody may have planted is promoted only if it is signed."""
+    options: dict[str, Any] = {"key": "__Host-sid", **FITTING}
+
+    assert make_options(**options, previous_keys="old").previous_keys == ("old",)
+    [problem] = problems_of(**options, previous_keys="old", signed=False)
+    assert (
+        "previous_keys 'old' beside a cookie named __Host-sid needs signed=True: "
+        "without __Host- anybody may have set it"
+    ) == problem
+    assert make_options(**options, previous_keys="__host-old", signed=False)
+    assert make_options(previous_keys="old", signed=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("maxAge", "max_age"),
+        ("MAX_AGE", "max_age"),
+        ("maxage", "max_age"),
+        ("max_ages", "max_age"),
+        ("ttl", "max_age"),
+        ("expire", "max_age"),
+        ("session_cookie_age", "max_age"),
+        ("permanent_session_lifetime", "max_age"),
+        ("name", "key"),
+        ("cookie_name", "key"),
+        ("SESSION_COOKIE_NAME", "key"),
+        ("samesite", "same_site"),
+        ("cookie_samesite", "same_site"),
+        ("httponly", "http_only"),
+        ("httpOnly", "http_only"),
+        ("cookie_secure", "secure"),
+        ("session_cookie_domain", "domain"),
+        ("rolling", "renew"),
+        ("touch_after", "renew"),
+        ("absolute_timeout", "absolute_max_age"),
+        ("autoCommit", "auto_commit"),
+        ("keep_public", "keep_public_cookie"),
+        ("max_sessions", "max_sessions_per_user"),
+    ],
+)
+def test_what_was_meant(name, meant):
+    """A misspelling, another case of letters, and the names that peers have."""
+    assert [f"{name} is no option of sessions; did you mean {meant}?"] == problems_of(
+        **{name: 1}
     )
-    assert [f"a cookie named {key} cannot have a domain"] == problems_of(
-        key=key, secure=True, domain="example.com"
-    )
-    # It says itself that there is no domain, so that of COOKIE_URL is not taken.
-    assert make_options(key=key, environment=production).domain is None
-    assert make_options(key=key, environment=production, domain=None).domain is None
 
 
-@pytest.mark.parametrize("prefix", ["__Secure-", "__secure-", "__SECURE-"])
-def test_the_secure_prefix_is_checked(prefix):
-    """It needs Secure, and takes any domain and path (CK-1)."""
-    key = prefix + "sid"
-
-    assert [f"a cookie named {key} needs secure=True"] == problems_of(key=key)
-    assert key == make_options(key=key, secure=True, domain="a.de", path="/x").key
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("secret", "APP_KEYS"), ("keys", "APP_KEYS"), ("origins", "CORS_URL")],
+)
+def test_what_is_a_variable(name, variable):
+    """What others take as an option and we take from the environment."""
+    assert [
+        f"{name} is no option of sessions; it is the environment's {variable}"
+    ] == problems_of(**{name: 1})
 
 
 def test_without_a_store():
