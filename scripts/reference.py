@@ -40,7 +40,7 @@ Names that are not on this page are not for use by applications.
 #: The order of the page; a public name that is in no group is an error.
 GROUPS: dict[str, list[str]] = {
     "Handlers": ["SessionMixin", "Session"],
-    "Applications": ["session_settings", "get_app", "SessionOptions"],
+    "Applications": ["session_settings", "get_app", "install", "SessionOptions"],
     "Stores": [
         "PostgresSessionStore",
         "MemorySessionStore",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tornado_compas_session.compas.apperror import AppError, AppErrorMixin
 from tornado_compas_session.compas.cors import CorsMixin
-from tornado_compas_session.compas.get_app import get_app
+from tornado_compas_session.compas.get_app import get_app, install
 from tornado_compas_session.core.protocols import Pool, SessionStore
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import SessionInfo
@@ -54,5 +54,6 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "get_app",
+    "install",
     "session_settings",
 ]

@@ -13,7 +13,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -43,6 +43,7 @@ __all__ = [
     "Option",
     "SessionOptions",
     "lifetime_seconds",
+    "meant_option",
     "public_name",
     "unknown_option",
 ]
@@ -584,7 +585,7 @@ _BY_NAME = {name: ours for ours, names in _ELSEWHERE.items() for name in names}
 def unknown_option(name: str, known: Iterable[str]) -> str:
     """What to say of an option that is not known: the one that was meant, or all."""
     known = tuple(known)
-    meant = _meant(name, known)
+    meant = meant_option(name, known)
     if meant is None:
         return f"{name} is no option of sessions; there are {', '.join(known)}"
     if meant in known:
@@ -592,7 +593,8 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
     return f"{name} is no option of sessions; it is the environment's {meant}"
 
 
-def _meant(name: str, known: tuple[str, ...]) -> str | None:
+def meant_option(name: str, known: Sequence[str]) -> str | None:
+    """The option, or the variable, that was probably meant by a name."""
     bare = re.sub(r"[^a-z]", "", name.lower())
     ours = {one.replace("_", ""): one for one in known}
     # Peers have session_cookie_secure, cookie_name, SESSION_COOKIE_AGE.
@@ -600,5 +602,5 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
         found = ours.get(text) or _BY_NAME.get(text)
         if found is not None and (found in known or found.isupper()):
             return found
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
     return near[0] if near else None

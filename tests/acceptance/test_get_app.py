@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tornado.auth
@@ -261,6 +261,32 @@ async def test_a_handler_keeps_its_name(fetch):
     """Logs, templates and tracebacks show the class that the developer wrote."""
     assert b"Plain" == (await fetch("/plain")).body
     assert b"Mixed" == (await fetch("/mixed")).body
+
+
+class Registered(RequestHandler):
+    """Keeps a list of its subclasses, each of which has to give a tag."""
+
+    tags: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, tag: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Registered.tags.append(tag)
+
+
+class Tagged(Registered, tag="tagged"):
+    def get(self):
+        self.write(type(self).__name__)
+
+
+async def test_no_subclass_is_announced(app, fetch):
+    """A handler's `__init_subclass__` hears of the classes in the program, once."""
+    app.add_handlers(".*", [("/tagged", Tagged)])
+    for _ in range(2):
+        response = await fetch("/tagged")
+
+        assert (200, b"Tagged") == (response.code, response.body)
+        assert_dressed(response)
+    assert ["tagged"] == Registered.tags
 
 
 async def test_what_a_handler_defines_itself_wins(fetch):
@@ -583,7 +609,14 @@ class TestSwitchedOff:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("max_ages", "max_age"), ("debugg", "debug"), ("helth", "health")],
+    [
+        ("max_ages", "max_age"),
+        ("maxAge", "max_age"),
+        ("cookie_name", "key"),
+        ("debugg", "debug"),
+        ("helth", "health"),
+        ("Store", "store"),
+    ],
 )
 def test_an_unknown_option_is_named(name, near):
     """A misspelt option is an error that tells what was meant."""
@@ -595,6 +628,21 @@ def test_an_option_like_nothing_known_is_named_too():
     """And where the application's own settings belong."""
     with pytest.raises(TypeError, match=r"no option 'qqq' \(.*`app.settings`\)"):
         get_app([], qqq=1)
+
+
+@pytest.mark.parametrize("name", ["cookie_secret", "key_version"])
+def test_keys_of_ones_own_are_not_taken_in_silence(name):
+    """They would replace APP_KEYS for the application's cookies; it says what to do."""
+    with pytest.raises(TypeError) as caught:
+        get_app([], **dict[str, Any]({name: "hunter2"}))
+
+    assert f"get_app() takes no {name}: sessions are signed with APP_KEYS" in str(
+        caught.value
+    )
+    assert "install(Application(routes, cookie_secret=…), store=store)" in str(
+        caught.value
+    )
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_wrong_value_is_refused_at_the_start():
@@ -628,7 +676,7 @@ def test_tornados_settings_are_known():
     modules = (tornado.web, tornado.websocket, tornado.auth)
     source = "".join(inspect.getsource(module) for module in modules)
     reads = r'(?:require_setting\(|\bself\.settings(?:\.get\(|\[))"(\w+)"'
-    names = set(re.findall(reads, source))
+    names = set(re.findall(reads, source)) - {"cookie_secret", "key_version"}
 
     assert {"login_url", "static_path", "facebook_secret"} < names
     for name in names:

@@ -28,6 +28,7 @@ PROMISED = {
     "StoreError",
     "StoreUnavailable",
     "get_app",
+    "install",
     "session_settings",
 }
 

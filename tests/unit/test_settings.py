@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import traceback
 from datetime import timedelta
@@ -20,6 +21,7 @@ from tests.factories import (
 )
 from tornado_compas_session import (
     MemorySessionStore,
+    PostgresSessionStore,
     SessionError,
     SessionOptions,
     SettingsError,
@@ -289,9 +291,10 @@ def test_partitioned_needs_both(wrong):
 
 
 FITTING: dict[str, Any] = {"secure": True, "http_only": True, "path": "/"}
-SECURE = ({"secure": False}, "needs secure=True")
-HTTP_ONLY = ({"http_only": False}, "needs http_only=True")
-HOST_ONLY = (
+Demand = tuple[dict[str, Any], str]
+SECURE: Demand = ({"secure": False}, "needs secure=True")
+HTTP_ONLY: Demand = ({"http_only": False}, "needs http_only=True")
+HOST_ONLY: tuple[Demand, ...] = (
     ({"path": "/x"}, "needs path='/'"),
     ({"domain": "example.com"}, "cannot have a domain"),
 )
@@ -312,7 +315,7 @@ def test_prefixes_are_checked(prefix, letters):
 
     assert key == make_options(key=key, **FITTING).key
     for wrong, says in [SECURE, HTTP_ONLY, *HOST_ONLY]:
-        options = FITTING | wrong
+        options = {**FITTING, **wrong}
         if says in demanded:
             assert [f"a cookie named {key} {says}"] == problems_of(key=key, **options)
         else:
@@ -332,14 +335,17 @@ def test_previous_keys_beside_a_prefix():
     """A cookie that anybody may have planted is promoted only if it is signed."""
     options: dict[str, Any] = {"key": "__Host-sid", **FITTING}
 
-    assert make_options(**options, previous_keys="old").previous_keys == ("old",)
+    def kept(**others):
+        return make_options(**others).previous_keys
+
+    assert ("old",) == kept(**options, previous_keys="old")
+    assert ("__host-old",) == kept(**options, previous_keys="__host-old", signed=False)
+    assert ("old",) == kept(previous_keys="old", signed=False)
     [problem] = problems_of(**options, previous_keys="old", signed=False)
     assert (
         "previous_keys 'old' beside a cookie named __Host-sid needs signed=True: "
         "without __Host- anybody may have set it"
     ) == problem
-    assert make_options(**options, previous_keys="__host-old", signed=False)
-    assert make_options(previous_keys="old", signed=False)
 
 
 @pytest.mark.parametrize(
@@ -634,6 +640,140 @@ def test_settings_for_tornado():
     assert ["https://app.example.com"] == settings.get(
         "trusted_origins", ["https://app.example.com"]
     )
+
+
+class UnderAnotherName(MemorySessionStore):
+    """A store that somebody made of ours."""
+
+
+async def connect() -> MemorySessionStore:
+    """Stands for `PostgresSessionStore.connect`."""
+    return MemorySessionStore()
+
+
+class Momoko:
+    """Looks as a pool of momoko does."""
+
+    __module__ = "momoko.connection"
+
+
+def store_problem(store: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        session_settings(store=store)
+    [problem] = caught.value.problems
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        (
+            MemorySessionStore,
+            "store: MemorySessionStore is a class; make one: store=Me",
+        ),
+        (
+            PostgresSessionStore,
+            "store: PostgresSessionStore is a class; make one: "
+            "store=await PostgresSessionStore.connect(dsn)",
+        ),
+        (
+            "postgresql://ada:hunter2@localhost/shop",
+            "store: a text is no store; with a DSN: "
+            "store=await PostgresSessionStore.connect(dsn)",
+        ),
+        (Momoko(), "store: a Momoko is a pool and no store; wrap it: store=PostgresS"),
+        (MemorySessionStore.load, "store: a function is no session store; pass a"),
+        ({}, "store: a dict is no session store; pass a"),
+        (False, "store: a bool is no session store; pass a"),
+    ],
+)
+def test_what_is_no_store(store, says):
+    """It is named at start-up, with what to write instead, and never shown."""
+    problem = store_problem(store)
+
+    assert problem.startswith(says)
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize("wrong", [{}, {"max_age": 0}])
+def test_a_store_that_nobody_has_awaited(wrong):
+    """It says so, and Python has nothing to warn of when it is forgotten."""
+    forgotten = connect()
+    with pytest.raises(SettingsError) as caught:
+        session_settings(store=forgotten, **wrong)  # type: ignore[arg-type]
+
+    assert inspect.CORO_CLOSED == inspect.getcoroutinestate(forgotten)
+    assert caught.value.problems[0] == (
+        "store: a coroutine that was not awaited; write "
+        "store=await PostgresSessionStore.connect(dsn)"
+    )
+
+
+@pytest.mark.parametrize("kind", [MemorySessionStore, UnderAnotherName])
+def test_memory_in_production_gets_one_warning(kind, caplog):
+    """It works until the second process, or the first restart."""
+    session_settings(store=kind(), environ=PRODUCTION)
+
+    [record] = caplog.records
+    assert logging.WARNING == record.levelno
+    assert "MemorySessionStore in production" in record.getMessage()
+
+
+def test_memory_in_development_gets_none(caplog):
+    """It is what it is for; nor does a set-up without a store get one."""
+    session_settings(store=MemorySessionStore())
+    session_settings(environ=PRODUCTION)
+
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize(
+    ("domain", "warned"),
+    [("co.uk", True), ("com", True), ("shop.co.uk", False), ("localhost", False)],
+)
+def test_a_public_suffix_gets_one_warning(domain, warned, caplog):
+    """Browsers refuse such a cookie without a word, so the server says it."""
+    session_settings(environ={**PRODUCTION, "COOKIE_URL": domain})
+
+    said = [record.getMessage() for record in caplog.records]
+    assert warned == any(f"like shop.{domain}" in line for line in said)
+    assert len(said) == warned
+
+
+@pytest.mark.parametrize("name", ["cookie_secret", "key_version"])
+def test_keys_of_ones_own_have_their_place(name):
+    """It is named where somebody tries another; the key is not shown."""
+    with pytest.raises(SettingsError) as caught:
+        session_settings(MemorySessionStore(), **dict[str, Any]({name: "hunter2"}))
+
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{name} is Tornado's; sessions are signed with APP_KEYS")
+    assert '{**session_settings(store=store), "cookie_secret": …}' in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("stor", "store"), ("onReuse", "on_reuse"), ("maxAge", "max_age")],
+)
+def test_arguments_are_meant_too(name, meant):
+    """`session_settings` knows its own names beside those of the options."""
+    with pytest.raises(SettingsError) as caught:
+        session_settings(MemorySessionStore(), **dict[str, Any]({name: 1}))
+
+    assert [f"{name} is no option of sessions; did you mean {meant}?"] == (
+        caught.value.problems
+    )
+
+
+def test_settings_are_ours_or_tornados():
+    """Beside jupyter_server's `session_manager` and other people's names."""
+    settings = session_settings(store=MemorySessionStore())
+    tornados = {"cookie_secret", "key_version", "trusted_origins"}
+
+    assert "compas_session_manager" in settings
+    for name in settings.keys() - tornados:
+        assert name.startswith("compas_session_")
 
 
 def test_an_old_tornado_is_refused(monkeypatch):

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import tornado
 
+from tornado_compas_session.browsers import is_public_suffix
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core.cookie_only import CookieSessionManager
 from tornado_compas_session.core.manager import ReuseHook, SessionManager
-from tornado_compas_session.core.protocols import SessionStore
+from tornado_compas_session.core.protocols import Pool, SessionStore
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.origins import Origins
 from tornado_compas_session.settings import (
     MANAGER,
+    OPTIONS,
     ORIGINS,
     PRODUCTION,
     Environment,
     SessionOptions,
+    unknown_option,
 )
 
+logger = logging.getLogger("tornado_compas_session")
+
 MIN_TORNADO = (6, 5, 9)
+#: The packages of the drivers whose pools a `PostgresSessionStore` takes.
+_DRIVERS = {"asyncpg", "psycopg_pool", "momoko"}
 
 
 class _TrustedOrigins(list[str]):
@@ -50,36 +59,34 @@ def session_settings(
 
     Among the settings are Tornado's own `cookie_secret` (a dict of versions) and
     `key_version`, so that `set_signed_cookie` works with the same keys, and from
-    Tornado 6.6 on `trusted_origins`. `on_reuse` is called with a `RetiredId` when an id
-    is used that a session had before it was regenerated, and its grace is over: as a
-    rule the work of a thief; `await store.revoke(retired.handle)` ends the session.
+    Tornado 6.6 on `trusted_origins`. The sessions need none of these, so they can be
+    replaced: `{**session_settings(…), "cookie_secret": mine}`. `on_reuse` is called
+    with a `RetiredId` when an id is used that a session had before it was regenerated,
+    and its grace is over: as a rule the work of a thief;
+    `await store.revoke(retired.handle)` ends the session.
     """
     if tornado.version_info < MIN_TORNADO:
         raise SettingsError(
             f"Tornado {tornado.version} has known holes that touch cookies; "
             "upgrade with: pip install 'tornado>=6.5.9'"
         )
-    problems: list[str] = []
+    problems = [*_wrong_store(store), *_wrong_names(options)]
     try:
         environment = Environment.from_env(environ)
     except SettingsError as error:
-        problems += error.problems
+        problems = [*error.problems, *problems]
         # The options are checked all the same, so that one start shows every fault.
         environment = Environment("app", (), production=True)
-    given: object = store
-    if given is not None and not isinstance(given, SessionStore):
-        problems.append(
-            f"store: a {type(given).__name__} is no session store; pass a "
-            "PostgresSessionStore or a MemorySessionStore"
-        )
+    known = {name: value for name, value in options.items() if name in OPTIONS}
     try:
         resolved = SessionOptions.build(
-            environment, has_store=store is not None, **options
+            environment, has_store=store is not None, **known
         )
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from None
     if problems:
         raise SettingsError(problems)
+    _warn(environment, resolved, store)
     keys = KeyRing(environment.keys)
     origins = Origins(environment.cors_origins, not environment.production)
     settings: dict[str, Any] = {
@@ -98,3 +105,66 @@ def session_settings(
         trusted.origins = origins
         settings["trusted_origins"] = trusted
     return settings
+
+
+def _wrong_names(options: Mapping[str, object]) -> list[str]:
+    known = [*OPTIONS, *inspect.signature(session_settings).parameters]
+    known.remove("options")
+    return [
+        f"{name} is Tornado's; sessions are signed with APP_KEYS. To sign cookies of "
+        "your own with another key: "
+        'Application(routes, **{**session_settings(store=store), "cookie_secret": …})'
+        if name in ("cookie_secret", "key_version")
+        else unknown_option(name, known)
+        for name in options
+        if name not in OPTIONS
+    ]
+
+
+def _wrong_store(store: object) -> list[str]:
+    """What is wrong with what was passed as the store; its text is never shown."""
+    if store is None:
+        return []
+    made = "await PostgresSessionStore.connect(dsn)"
+    if isinstance(store, type):
+        if store.__name__ != "PostgresSessionStore":
+            made = f"{store.__name__}()"
+        return [f"store: {store.__name__} is a class; make one: store={made}"]
+    if isinstance(store, str | bytes):
+        return [f"store: a text is no store; with a DSN: store={made}"]
+    kind = type(store)
+    if isinstance(store, Pool) or kind.__module__.partition(".")[0] in _DRIVERS:
+        return [
+            f"store: a {kind.__name__} is a pool and no store; wrap it: "
+            "store=PostgresSessionStore(pool)"
+        ]
+    if inspect.isawaitable(store):
+        if inspect.iscoroutine(store):
+            store.close()  # or Python would warn of it as well
+        return [f"store: a {kind.__name__} that was not awaited; write store={made}"]
+    if not isinstance(store, SessionStore):
+        return [
+            f"store: a {kind.__name__} is no session store; pass a "
+            "PostgresSessionStore or a MemorySessionStore"
+        ]
+    return []
+
+
+def _warn(environment: Environment, options: SessionOptions, store: object) -> None:
+    """What starts all the same, and should be thought over."""
+    # By its name, because web knows no store.
+    kinds = {kind.__name__ for kind in type(store).__mro__}
+    if environment.production and "MemorySessionStore" in kinds:
+        logger.warning(
+            "MemorySessionStore in production: sessions end with the process, and "
+            "other processes do not see them; use PostgresSessionStore (on your own "
+            "machine set APP_ENV=development)"
+        )
+    domain = options.domain
+    if domain and domain != "localhost" and is_public_suffix(domain):
+        logger.warning(
+            "the cookie is for all of %s (COOKIE_URL, or domain), where strangers have "
+            "names too: browsers refuse it; name a domain of your own, like shop.%s",
+            domain,
+            domain,
+        )
