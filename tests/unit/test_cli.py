@@ -141,7 +141,7 @@ def test_unreachable_database_is_exit_code_1_and_a_sentence(
 
     assert 1 == code
     assert "" == printed
-    assert talk.startswith("error: the connection to the database broke")
+    assert talk.startswith("error: no connection to 127.0.0.1:1")
     assert "Traceback" not in talk
     assert "s3cret" not in talk
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import logging
+import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import asyncpg
 
-from tornado_compas_session.core.deadlines import Deadlines
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
     ConnectionLost,
+    SettingsError,
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.stores.pools.dsn import addresses, read_dsn
+from tornado_compas_session.stores.pools.errors import (
+    TOO_LATE,
+    check_commit,
+    error_of,
+    unreachable,
+)
+from tornado_compas_session.stores.pools.limits import GRACE, Home, begin, left
 from tornado_compas_session.stores.pools.queries import Statement
 
 logger = logging.getLogger("tornado_compas_session")
@@ -40,8 +49,10 @@ async def open_pool(
     A pool that needs no database to be there yet; `timeout` bounds each query.
 
     Notices a PgBouncer, and does without prepared statements then. Notices a dead
-    network link, even while nothing is asked.
+    network link, even while nothing is asked. Takes a DSN as libpq has it, and raises
+    `SettingsError` for one that cannot be meant.
     """
+    about = read_dsn(dsn)
     prepares: bool | None = None
 
     async def connect(*args: Any, **options: Any) -> Any:
@@ -52,7 +63,7 @@ async def open_pool(
         connection = await asyncpg.connect(*args, **options)
         if prepares is None:
             try:
-                proxied = await _is_proxied(connection)
+                proxied = await _is_proxied(connection, timeout)
             except BaseException:
                 connection.terminate()
                 raise
@@ -62,23 +73,24 @@ async def open_pool(
             if prepares:
                 await connection.close()
                 return await connect(*args, **options | {"statement_cache_size": 100})
-        _watch_link(connection, timeout)
+        _watch_link(connection, timeout, about.link)
         return connection
 
     return await asyncpg.create_pool(
-        dsn,
+        about.url,
         min_size=min_size,
         max_size=max_size,
-        timeout=timeout,
         command_timeout=timeout,
         connect=connect,
         reset=_no_reset,
+        **{"timeout": timeout, **about.options},
     )
 
 
-async def _is_proxied(connection: Any) -> bool:
+async def _is_proxied(connection: Any, timeout: float) -> bool:
     """A PgBouncer tells a pid of its own at the start, and not the server's."""
-    return bool(connection.get_server_pid() != await connection.fetchval(_PID))
+    pid = await connection.fetchval(_PID, timeout=timeout)
+    return bool(connection.get_server_pid() != pid)
 
 
 def _is_closed(connection: Any) -> bool:
@@ -88,19 +100,22 @@ def _is_closed(connection: Any) -> bool:
         return True
 
 
-def _watch_link(connection: Any, timeout: float) -> None:
+def _watch_link(connection: Any, timeout: float, wanted: Mapping[str, int]) -> None:
     """Lets the kernel give up a connection whose other end is silent."""
     transport = getattr(connection, "_transport", None)
     link = transport and transport.get_extra_info("socket")
     if link is None or link.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", 30),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", int(timeout * 1000)),
-    ):
+    options = {
+        "TCP_KEEPIDLE": 30,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": int(timeout * 1000),
+        **wanted,
+    }
+    alive = int(bool(options.pop("SO_KEEPALIVE", 1)))
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, alive)
+    for name, value in options.items():
         if hasattr(socket, name):  # not on every system
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -127,51 +142,56 @@ class AsyncpgPool:
     def __init__(self, pool: asyncpg.Pool[Any], *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._acquiring = Deadlines(timeout)
+        self._home = Home(lambda: getattr(pool, "_loop", None))
         self._age = 0  # how often the connections were dropped
         self._checked = False
         self._kept: list[_Taken] = []
-        self._keeps = min(self.keep_most, pool.get_max_size() // 2)
+        self._keeps = min(self.keep_most, self.size // 2)
         self._timer: asyncio.TimerHandle | None = None
-        self._returning: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+    @property
+    def size(self) -> int:
+        """The most connections that it has."""
+        return int(self._pool.get_max_size())
+
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        taken = await self._take()
+        until = self._until(timeout)
+        taken = await self._take(until)
         try:
-            with _translated():
-                rows: Sequence[Row] = await taken.connection.fetch(
-                    statement.numbered,
-                    *[values[name] for name in statement.parameters],
-                    timeout=self._timeout,
-                )
+            rows = await _fetch(taken.connection, statement, values, left(until))
         except BaseException as error:
-            await self._give_back(taken, error)
+            # Only once what was cancelled has ended, or the connection has.
+            await self._give_back(taken, error, GRACE)
             raise
         if not self._keep(taken):
             await self._give_back(taken)
         return rows
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[_Connection]:
+    async def transaction(
+        self, *, lock_timeout: float | None = None, timeout: float | None = None
+    ) -> AsyncIterator[_Connection]:
         """One connection and one transaction."""
-        taken = await self._take()
+        until = self._until(timeout)
+        taken = await self._take(until)
+        connection = taken.connection
         try:
-            transaction = taken.connection.transaction()
             with _translated():
-                await transaction.start()
-            try:
-                yield _Connection(taken.connection, self._timeout)
-            except BaseException:
-                with contextlib.suppress(StoreError), _translated():
-                    await transaction.rollback()
-                raise
+                await connection.execute(begin(lock_timeout), timeout=left(until))
+            yield _Connection(connection, self._timeout)
             with _translated():
-                await transaction.commit()
+                tag = await connection.execute("COMMIT", timeout=self._timeout)
         except BaseException as error:
-            await self._give_back(taken, error)
+            # To its end even if we are cancelled: it must not go back inside of a
+            # transaction.
+            await asyncio.shield(self._start(self._roll_back(taken, error)))
             raise
         await self._give_back(taken)
+        check_commit(tag)
 
     async def expire(self) -> None:
         """Drops the connections."""
@@ -181,6 +201,7 @@ class AsyncpgPool:
 
     async def close(self) -> None:
         """Closes the pool; connections that do not come back in time are cut."""
+        self._home.enter()
         self._keeps = 0
         self._return_kept()
         try:
@@ -189,15 +210,20 @@ class AsyncpgPool:
         except TimeoutError:
             self._pool.terminate()
 
-    async def _take(self) -> _Taken:
+    def _until(self, timeout: float | None) -> float:
+        seconds = self._timeout if timeout is None else timeout
+        return self._home.enter().time() + seconds
+
+    async def _take(self, until: float) -> _Taken:
         while self._kept:
             taken = self._kept.pop()
             if not _is_closed(taken.connection):
                 return taken
         age = self._age
         try:
-            with _translated():
-                connection = await self._acquiring.run(self._pool.acquire())
+            with _translated(), self._connecting():
+                async with asyncio.timeout_at(until):
+                    connection = await self._pool.acquire()
         except ConnectionLost:
             await self._lost(age)
             raise
@@ -206,11 +232,34 @@ class AsyncpgPool:
             self._checked = True
             try:
                 with _translated():
-                    await self._check(connection)
+                    await self._check(connection, left(until))
             except BaseException as error:
-                await self._give_back(taken, error)
+                await self._give_back(taken, error, GRACE)
                 raise
         return taken
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        """Says which connection was not to be had, and why."""
+        pool = self._pool
+        try:
+            yield
+        except TimeoutError:
+            if pool.get_size() - pool.get_idle_size() >= self.size:
+                raise StoreUnavailable(
+                    f"none of the {self.size} connections to the database came free"
+                ) from None
+            raise self._unreachable("no answer in time") from None
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise self._unreachable("no server of the wanted kind") from None
+        except (OSError, OverflowError, ValueError) as error:
+            raise self._unreachable(_reason(error)) from None
+
+    def _unreachable(self, reason: str) -> StoreUnavailable:
+        where, trusted = _target(self._pool)
+        if "certificate" in reason and trusted:
+            reason += f" (those of {trusted} are)"
+        return unreachable(where, reason)
 
     def _keep(self, taken: _Taken) -> bool:
         """Whether it stays for the next call, instead of going back to the pool."""
@@ -233,39 +282,60 @@ class AsyncpgPool:
             self._timer = None
         kept, self._kept = self._kept, []
         for taken in kept:
-            task = asyncio.get_running_loop().create_task(self._give_back(taken))
-            self._returning.add(task)
-            task.add_done_callback(self._returned)
+            self._start(self._give_back(taken))
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
-        self._returning.discard(task)
-        if not task.cancelled():
-            task.exception()  # the connection broke; the next call hears of it
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
 
     async def _give_back(
-        self, taken: _Taken, error: BaseException | None = None
+        self,
+        taken: _Taken,
+        error: BaseException | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """Gives it back to the pool, clean; after a loss the others go as well."""
+        """
+        Gives it back to the pool, clean; after a loss the others go as well.
+
+        asyncpg waits so long for the end of what was cancelled, and else closes it.
+        """
         try:
             with _translated():
-                await self._pool.release(taken.connection, timeout=self._timeout)
-        except ConnectionLost:
-            await self._lost(taken.age)
-            raise
+                await self._pool.release(
+                    taken.connection,
+                    timeout=self._timeout if seconds is None else seconds,
+                )
+        except StoreError as failed:
+            error = failed if isinstance(failed, ConnectionLost) else error
         if isinstance(error, ConnectionLost):
             await self._lost(taken.age)
+
+    async def _roll_back(self, taken: _Taken, error: BaseException) -> None:
+        connection = taken.connection
+        try:
+            with _translated():
+                async with asyncio.timeout(GRACE):
+                    # Once what was cancelled has ended; whether that was a BEGIN, a
+                    # COMMIT or anything between.
+                    await connection.execute("ROLLBACK")
+        except StoreError:
+            with suppress(asyncpg.InterfaceError):  # the pool has taken it back
+                connection.terminate()
+        await self._give_back(taken, error)
 
     async def _lost(self, age: int) -> None:
         if age == self._age:  # else they are fresh already
             await self.expire()
 
-    async def _check(self, connection: Any) -> None:
+    async def _check(self, connection: Any, timeout: float) -> None:
         """Warns of a dangerous combination in a pool that the application made."""
         config = getattr(connection, "_config", None)
         if not getattr(config, "statement_cache_size", 0):
             return
         try:
-            proxied = await _is_proxied(connection)
+            proxied = await _is_proxied(connection, timeout)
         except asyncpg.PostgresError:
             proxied = True  # the question itself was mixed up
         if proxied:
@@ -281,18 +351,79 @@ class _Connection:
         self.driver = driver
         self._timeout = timeout
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        with _translated():
-            rows: Sequence[Row] = await self.driver.fetch(
-                statement.numbered,
-                *[values[name] for name in statement.parameters],
-                timeout=self._timeout,
-            )
-            return rows
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
+        seconds = self._timeout if timeout is None else timeout
+        try:
+            return await _fetch(self.driver, statement, values, seconds)
+        except StoreUnavailable as error:
+            if type(error) is StoreUnavailable:  # it was cancelled, and may yet end
+                with suppress(StoreError), _translated():
+                    async with asyncio.timeout(GRACE):
+                        await self.driver.execute("SELECT 1")
+            raise
 
     async def run_script(self, sql: str) -> None:
         with _translated():
             await self.driver.execute(sql)
+
+
+async def _fetch(
+    connection: Any, statement: Statement, values: dict[str, Any], seconds: float
+) -> Sequence[Row]:
+    with _translated():
+        rows: Sequence[Row] = await connection.fetch(
+            statement.numbered,
+            *[values[name] for name in statement.parameters],
+            timeout=seconds,  # when it is over, asyncpg asks for the cancellation
+        )
+        return rows
+
+
+def _target(pool: Any) -> tuple[str, str | None]:
+    """Where a pool connects to, and what certificates it trusts, for people."""
+    options: dict[str, Any] = getattr(pool, "_connect_kwargs", {})
+    dsn = next(iter(getattr(pool, "_connect_args", ())), None)
+    where, trusted = "the database", None
+    if dsn:
+        with suppress(SettingsError):
+            about = read_dsn(dsn)
+            where, trusted = about.where, about.trusted
+    if options.get("host"):
+        where = addresses(*(_words(options.get(name)) for name in ("host", "port")))
+    if isinstance(options.get("ssl"), ssl.SSLContext):
+        trusted = trusted or "the given SSLContext"
+    return where, trusted
+
+
+def _words(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection; nothing that a DSN might have in it."""
+    text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = error.verify_message.rstrip(".")
+        return f"the server's certificate is not trusted: {said}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason}"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "unknown host name"
+    if f"[Errno {errno.ECONNREFUSED}]" in text:  # perhaps of several addresses
+        return "connection refused"
+    if "rejected SSL upgrade" in text:
+        return "the server speaks no TLS"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket, or no such certificate file"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if found := re.match(r"root certificate file \S+ does not exist", text):
+        return found[0]
+    return "asyncpg refused the DSN; is the password in it percent-encoded?"
 
 
 @contextmanager
@@ -301,15 +432,16 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except TimeoutError:
-        raise StoreUnavailable("the database did not answer in time") from None
+        raise StoreUnavailable(TOO_LATE) from None
     except asyncpg.PostgresError as error:
-        name = type(error).__name__
-        raise error_of(error.sqlstate, name, error.args[0]) from None
-    except ValueError:
-        # `DataError` and `ClientConfigurationError` are InterfaceErrors too, and say
-        # what was wrong by showing it.
-        raise StoreError(
-            "asyncpg refused a value or the DSN; is the password in it percent-encoded?"
+        raise error_of(
+            error.sqlstate,
+            type(error).__name__,
+            error.args[0],
+            error.server_source_function,
         ) from None
+    except ValueError:
+        # `DataError` is an InterfaceError too, and says what was wrong by showing it.
+        raise StoreError("asyncpg refused a value") from None
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise error_of(None, type(error).__name__, None) from None

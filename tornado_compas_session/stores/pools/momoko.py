@@ -3,16 +3,15 @@ momoko 2.2.5.1, for applications that have it: a thin adapter.
 
 momoko never gets a connection back whose caller was cancelled, knows no time limits,
 and sends a statement again when its reply was lost. So each call runs in a task that
-nobody cancels, on a connection taken for it; one that takes too long has its connection
-cut, which ends it; and nothing is sent twice.
+nobody cancels, on a connection taken for it; what takes too long is cancelled on the
+server, or has its connection cut; and nothing is sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import select
-import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 import momoko
 import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, parse_dsn
 from psycopg2.extensions import cursor as tuple_cursor
 
 from tornado_compas_session.core.protocols import Row
@@ -28,8 +28,24 @@ from tornado_compas_session.exceptions import (
     SettingsError,
     StoreError,
     StoreUnavailable,
+    UnstorableText,
 )
-from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.stores.pools.dsn import addresses
+from tornado_compas_session.stores.pools.errors import (
+    TOO_LATE,
+    check_commit,
+    error_of,
+    reason_of,
+    unreachable,
+)
+from tornado_compas_session.stores.pools.limits import (
+    GRACE,
+    Home,
+    begin,
+    cut_socket,
+    left,
+    limited,
+)
 from tornado_compas_session.stores.pools.queries import Statement
 
 T = TypeVar("T")
@@ -46,22 +62,38 @@ class MomokoPool:
                 f"momoko {installed} does not run on this Tornado; run "
                 f"`pip install --no-deps momoko=={_VERSION} psycopg2-binary`"
             )
-        self._pool = pool
+        self.momoko = pool
         self._timeout = timeout
+        self._home = Home(lambda: getattr(pool.ioloop, "asyncio_loop", None))
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._opening: set[Any] = set()
+        #: Why none of the connections can be opened, and how long that is news.
+        self._reason = ("", 0.0)
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+    @property
+    def size(self) -> int:
+        """The most connections that it has."""
+        return int(self.momoko.max_size)
+
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        connection = _Connection(self._pool)
-        return await self._unharmed(connection, connection.alone(statement, values))
+        until = self.until(timeout)
+        connection = _Connection(self)
+        work = connection.alone(statement, values, until)
+        return await self.wait(connection, self.start(work), until)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[_InTransaction]:
+    async def transaction(
+        self, *, lock_timeout: float | None = None, timeout: float | None = None
+    ) -> AsyncIterator[_InTransaction]:
         """One connection and one transaction."""
-        connection = _Connection(self._pool)
-        beginning = self._start(connection, connection.begin())
+        until = self.until(timeout)
+        connection = _Connection(self)
+        beginning = self.start(connection.begin(begin(lock_timeout), until))
         try:
-            await self._wait(beginning)
+            await self.wait(connection, beginning, until)
         except BaseException:
             # It may come after we have stopped waiting.
             beginning.add_done_callback(lambda task: self._end_late(task, connection))
@@ -70,37 +102,34 @@ class MomokoPool:
             yield _InTransaction(self, connection)
         except BaseException:
             with suppress(StoreError):
-                await self._unharmed(connection, connection.end("ROLLBACK"))
+                await self._end(connection, "ROLLBACK")
             raise
-        await self._unharmed(connection, connection.end("COMMIT"))
+        check_commit(await self._end(connection, "COMMIT"))
 
     async def expire(self) -> None:
         """Drops the idle connections; they are opened anew when they are taken."""
-        _expire(self._pool)
+        for driver in self.momoko.conns.free:
+            driver.close()
 
     async def close(self) -> None:
         """Closes the pool, when what is under way has ended or used up its time."""
+        self._home.enter()
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=self._timeout)
-        if not self._pool.closed:
-            self._pool.close()
+        if not self.momoko.closed:
+            self.momoko.close()
 
-    async def _unharmed(
-        self, connection: _Connection, work: Coroutine[Any, Any, T]
-    ) -> T:
-        """Waits, within the limit, for work that nobody's leaving cancels."""
-        return await self._wait(self._start(connection, work))
+    def until(self, timeout: float | None) -> float:
+        """The loop's time when a call that begins now is over."""
+        seconds = self._timeout if timeout is None else timeout
+        return self._home.enter().time() + seconds
 
-    def _start(
-        self, connection: _Connection, work: Coroutine[Any, Any, T]
-    ) -> asyncio.Task[T]:
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work)
-        limit = loop.call_later(self._timeout, connection.cut)
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begins work that nobody's leaving cancels."""
+        task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
 
         def ended(task: asyncio.Task[T]) -> None:
-            limit.cancel()
             self._under_way.discard(task)
             if not task.cancelled():
                 task.exception()  # whoever waited may have left
@@ -108,15 +137,54 @@ class MomokoPool:
         task.add_done_callback(ended)
         return task
 
-    async def _wait(self, task: asyncio.Task[T]) -> T:
-        done, _ = await asyncio.wait({task}, timeout=self._timeout)
-        if not done:
-            raise StoreUnavailable("the database did not answer in time")
+    async def wait(
+        self, connection: _Connection, task: asyncio.Task[T], until: float
+    ) -> T:
+        """Waits for such work: to the limit, or until what it sent has ended."""
+        await asyncio.wait({task}, timeout=max(0.0, left(until)))
+        if not task.done() and connection.is_sending:
+            await asyncio.wait({task}, timeout=3 * GRACE)
+        if not task.done():
+            connection.give_up()
+            raise StoreUnavailable(TOO_LATE)
         return task.result()
+
+    def getconn(self) -> asyncio.Future[Any]:
+        """One of momoko's connections, which waits for ever for one to open."""
+        asking: asyncio.Future[Any] = self.momoko.getconn(ping=False)
+        for driver in self.momoko.conns.pending - self._opening:
+            if not driver.closed:
+                self._opening.add(driver)
+                asyncio.get_running_loop().call_later(
+                    self._timeout, self._end_opening, driver, driver.fileno
+                )
+        return asking
+
+    def _end_opening(self, driver: Any, fileno: int) -> None:
+        self._opening.discard(driver)
+        if driver in self.momoko.conns.pending and driver.fileno == fileno:
+            _cut(driver)
+
+    async def why(self) -> StoreUnavailable:
+        """Why no connection can be opened: momoko knows that there is none."""
+        loop = asyncio.get_running_loop()
+        reason, until = self._reason
+        if loop.time() >= until:
+            self._reason = reason, loop.time() + GRACE  # one asks for all
+            reason = await _reason_of_failing(self.momoko)
+            self._reason = reason, loop.time() + GRACE
+        given = parse_dsn(self.momoko.dsn)
+        where = addresses(*(given.get(n, "").split(",") for n in ("host", "port")))
+        return unreachable(where, reason)
+
+    async def _end(self, connection: _Connection, verb: str) -> str:
+        until = self.until(None)
+        task = self.start(connection.end(verb, until))
+        return await self.wait(connection, task, until)
 
     def _end_late(self, beginning: asyncio.Task[None], connection: _Connection) -> None:
         if not beginning.cancelled() and beginning.exception() is None:
-            self._start(connection, connection.end("ROLLBACK"))
+            self.start(connection.end("ROLLBACK", self.until(None)))
 
 
 class _InTransaction:
@@ -124,120 +192,147 @@ class _InTransaction:
         self._pool = pool
         self._connection = connection
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        work = self._connection.fetch(statement, values)
-        return await self._pool._unharmed(self._connection, work)
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
+        until = self._pool.until(timeout)
+        work = self._connection.fetch(statement, values, until)
+        return await self._pool.wait(self._connection, self._pool.start(work), until)
 
     async def run_script(self, sql: str) -> None:
-        await self._pool._unharmed(self._connection, self._connection.run(sql))
+        until = self._pool.until(None)
+        work = self._connection.run(sql, until)
+        await self._pool.wait(self._connection, self._pool.start(work), until)
 
 
 class _Connection:
     """One of momoko's connections, from when it is asked for until it is given back."""
 
-    def __init__(self, pool: momoko.Pool) -> None:
+    def __init__(self, pool: MomokoPool) -> None:
         self._pool = pool
         self._driver: Any = None
-        self._is_cut = False
-        # If none of these has opened by the time limit, none of them will.
-        self._opening = list(pool.conns.pending)
+        #: Nobody waits for it any more: nothing is sent on it, and it is not opened.
+        self._is_given_up = False
+        #: Whether something that it was sent has not ended yet.
+        self.is_sending = False
         # A statement may be running whose caller has left.
         self._busy = asyncio.Lock()
 
-    def cut(self) -> None:
+    def give_up(self) -> None:
         """Ends what is under way on it: momoko notices, and has its way of going on."""
-        self._is_cut = True
+        self._is_given_up = True
         if self._driver is not None:
             _cut(self._driver)
-            return
-        for driver in self._opening:
-            if driver in self._pool.conns.pending:
-                _cut(driver)
 
-    async def alone(self, statement: Statement, values: dict[str, Any]) -> list[Row]:
+    async def alone(
+        self, statement: Statement, values: dict[str, Any], until: float
+    ) -> list[Row]:
         await self._take()
         try:
-            return await self.fetch(statement, values)
+            return await self.fetch(statement, values, until)
         finally:
             await self._give_back()
 
-    async def begin(self) -> None:
+    async def begin(self, script: str, until: float) -> None:
         await self._take()
         try:
-            await self.run("BEGIN")
+            await self.run(script, until)
         except BaseException:
             await self._give_back()
             raise
 
-    async def end(self, verb: str) -> None:
+    async def end(self, verb: str, until: float) -> str:
         try:
-            await self.run(verb)
+            return await self.run(verb, until)
         finally:
             await self._give_back()
 
-    async def fetch(self, statement: Statement, values: dict[str, Any]) -> list[Row]:
+    async def fetch(
+        self, statement: Statement, values: dict[str, Any], until: float
+    ) -> list[Row]:
         given = tuple(_adapted(values[name]) for name in statement.parameters)
-        async with self._busy:
-            cursor = await self._ask(
-                self._driver.execute,
-                statement.formatted,
-                statement.spread(given),
-                # The application's own may make dicts.
-                cursor_factory=tuple_cursor,
-            )
+        cursor = await self._send(
+            until,
+            # Without values psycopg2 leaves a doubled percent sign as it is.
+            statement.formatted if given else statement.numbered,
+            statement.spread(given),
+            tuple_cursor,  # the application's own may make dicts
+        )
         return cursor.fetchall() if cursor.description else []
 
-    async def run(self, sql: str) -> None:
+    async def run(self, sql: str, until: float) -> str:
+        return str((await self._send(until, sql)).statusmessage)
+
+    async def _send(self, until: float, *arguments: Any) -> Any:
         async with self._busy:
-            await self._ask(self._driver.execute, sql)
+            self.is_sending = True
+            try:
+                return await limited(
+                    lambda: self._ask(self._driver.execute, *arguments),
+                    left(until),
+                    lambda: _cancel(self._driver.connection),
+                    self.give_up,
+                )
+            finally:
+                self.is_sending = False
 
     async def _take(self) -> None:
-        self._driver = driver = await self._ask(self._pool.getconn, ping=False)
+        self._driver = driver = await self._ask(self._pool.getconn)
         try:
-            if self._is_cut:  # too late: nobody waits for it any more
-                raise StoreUnavailable("the database did not answer in time")
             if driver.closed or _has_ended(driver):
                 driver.close()
                 await self._ask(driver.connect)
+            if self._is_given_up:
+                raise StoreUnavailable(TOO_LATE)
         except BaseException:
             await self._give_back()
             raise
 
     async def _give_back(self) -> None:
         driver = self._driver
-        if driver.closed and not self._is_cut:
+        if self._is_given_up or not _is_idle(driver):
+            driver.close()
+        if driver.closed and not self._is_given_up:
             # momoko itself would leave it dead for half a second.
             with suppress(psycopg2.Error):
                 await driver.connect()
         self._driver = None  # no longer ours to cut
-        self._pool.putconn(driver)
+        self._pool.momoko.putconn(driver)
 
-    async def _ask(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    async def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
-            return await call(*args, **options)
+            return await call(*args)
+        except momoko.Pool.DatabaseNotAvailable:
+            raise await self._pool.why() from None
         except psycopg2.Error as error:
             lost = isinstance(
                 error, psycopg2.OperationalError | psycopg2.InterfaceError
             )
-            own = isinstance(error, momoko.Pool.DatabaseNotAvailable)
-            code = error.pgcode or (None if lost or own else "XX000")
-            ours = error_of(code, type(error).__name__, error.diag.message_primary)
+            ours = error_of(
+                error.pgcode or (None if lost else "XX000"),
+                type(error).__name__,
+                error.diag.message_primary,
+                error.diag.source_function,
+            )
+        except UnicodeError:
+            raise UnstorableText from None
         except (OSError, ValueError, momoko.PoolError) as error:
             # psycopg2 has no NUL in a text, and says so with a ValueError.
             kind = "22000" if isinstance(error, ValueError) else None
             ours = error_of(kind, type(error).__name__, None)
-        if self._is_cut:
-            raise StoreUnavailable("the database did not answer in time")
         if isinstance(ours, ConnectionLost):
-            _expire(self._pool)
+            await self._pool.expire()
             if self._driver is not None:
                 self._driver.close()  # it may only have become read-only
         raise ours
 
 
-def _expire(pool: momoko.Pool) -> None:
-    for driver in pool.conns.free:
-        driver.close()
+def _is_idle(driver: Any) -> bool:
+    """Whether it is in no transaction, where one ended too soon."""
+    return bool(
+        not driver.closed
+        and driver.connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
+    )
 
 
 def _has_ended(driver: Any) -> bool:
@@ -251,10 +346,43 @@ def _has_ended(driver: Any) -> bool:
 
 
 def _cut(driver: Any) -> None:
-    """Ends the connection below psycopg2, so that momoko hears of it, and not we."""
     if not driver.closed:
-        with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno)) as link:
-            link.shutdown(socket.SHUT_RDWR)
+        cut_socket(driver.fileno)
+
+
+async def _cancel(connection: Any) -> None:
+    """
+    Asks the server to end what runs on the connection.
+
+    psycopg2 waits for the server there. So it does that in a thread, and in one that
+    keeps neither the executor's workers nor the end of the process waiting.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def ask() -> None:
+        with suppress(psycopg2.Error):
+            connection.cancel()
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=ask, name="cancel", daemon=True).start()
+    await done.wait()
+
+
+async def _reason_of_failing(pool: momoko.Pool) -> str:
+    """Tries to connect, to learn why momoko could not."""
+    probe = momoko.Connection(pool.dsn, ioloop=pool.ioloop)
+    opening = probe.connect()
+    await asyncio.wait({opening}, timeout=GRACE)
+    if not opening.done():
+        _cut(probe)
+        return "no answer in time"
+    error = opening.exception()
+    if error is not None:
+        return reason_of(str(error))
+    probe.close()
+    return "it was away a moment ago"
 
 
 def _adapted(value: Any) -> Any:

@@ -5,20 +5,60 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import psycopg
 import psycopg_pool
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from tornado_compas_session.core.protocols import Row
-from tornado_compas_session.exceptions import ConnectionLost, StoreUnavailable
-from tornado_compas_session.stores.pools.errors import error_of
+from tornado_compas_session.exceptions import (
+    ConnectionLost,
+    StoreUnavailable,
+    UnstorableText,
+)
+from tornado_compas_session.stores.pools.dsn import addresses
+from tornado_compas_session.stores.pools.errors import (
+    check_commit,
+    error_of,
+    reason_of,
+    unreachable,
+)
+from tornado_compas_session.stores.pools.limits import (
+    GRACE,
+    Home,
+    Loop,
+    begin,
+    cut_socket,
+    left,
+    limited,
+)
 from tornado_compas_session.stores.pools.queries import Statement
 
 logger = logging.getLogger("tornado_compas_session")
+_PID = "SELECT pg_backend_pid()"
+
+
+class _Reasons(logging.Filter):
+    """Why pools cannot connect: psycopg tells that to its log, and not to who waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The last reason of each pool, by its name.
+        self.last: dict[str, str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        match record.args:
+            case (str(name), psycopg.Error() as error):
+                self.last[name] = reason_of(str(error))
+        return True
+
+
+_reasons = _Reasons()
+logging.getLogger("psycopg.pool").addFilter(_reasons)
 
 
 class PsycopgPool:
@@ -29,24 +69,36 @@ class PsycopgPool:
     ) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._home = Home(self._loop)
         self._age = 0  # how often the connections were dropped
         self._returning: set[asyncio.Future[None]] = set()
         #: None leaves it to psycopg; False behind a PgBouncer, where it mixes up.
         self._prepare: bool | None = None
         self._checked = False
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+    @property
+    def size(self) -> int:
+        """The most connections that it has."""
+        return self._pool.max_size
+
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
         """Runs one statement in its own transaction."""
-        async with self._connection() as connection:
-            return await connection.fetch(statement, **values)
+        until = self._until(timeout)
+        async with self._connection(until) as connection:
+            return await connection.fetch(statement, timeout=left(until), **values)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[_Connection]:
+    async def transaction(
+        self, *, lock_timeout: float | None = None, timeout: float | None = None
+    ) -> AsyncIterator[_Connection]:
         """One connection and one transaction."""
-        async with self._connection() as connection:
-            await connection.run_script("BEGIN")
+        until = self._until(timeout)
+        async with self._connection(until) as connection:
+            await connection.run(begin(lock_timeout), left(until))
             yield connection  # an exception rolls it back when the connection returns
-            await connection.run_script("COMMIT")
+            check_commit(await connection.run("COMMIT", self._timeout))
 
     async def expire(self) -> None:
         """Drops the connections."""
@@ -56,26 +108,41 @@ class PsycopgPool:
 
     async def close(self) -> None:
         """Closes the pool."""
+        self._home.enter()
         await self._pool.close(timeout=self._timeout)
 
+    def _loop(self) -> Loop | None:
+        runner = getattr(self._pool, "_sched_runner", None)  # None until it is opened
+        return runner and runner.get_loop()
+
+    def _until(self, timeout: float | None) -> float:
+        seconds = self._timeout if timeout is None else timeout
+        return self._home.enter().time() + seconds
+
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[_Connection]:
+    async def _connection(self, until: float) -> AsyncIterator[_Connection]:
         age = self._age
         try:
-            with _translated():
-                driver = await self._pool.getconn(timeout=self._timeout)
+            driver = await self._take(until)
             autocommit = driver.autocommit
+            encoding = driver.info.parameter_status("client_encoding")
+            connection = _Connection(driver, self._timeout)
             try:
                 with _translated():
                     if not autocommit:
                         await driver.set_autocommit(True)
-                    if not self._checked:
-                        self._checked = True
-                        await self._check(driver)
-                yield _Connection(driver, self._prepare)
+                if encoding not in (None, "UTF8"):
+                    await connection.run(_encode("UTF8"), left(until))
+                if not self._checked:
+                    self._checked = True
+                    await self._check(connection, left(until))
+                connection.prepare = self._prepare
+                yield connection
             finally:
                 # Shielded: a return that is cancelled loses the connection for good.
-                task = asyncio.ensure_future(self._put(driver, autocommit))
+                task = asyncio.ensure_future(
+                    self._put(connection, autocommit, encoding)
+                )
                 self._returning.add(task)
                 task.add_done_callback(self._returning.discard)
                 await asyncio.shield(task)
@@ -85,22 +152,52 @@ class PsycopgPool:
                 await self.expire()
             raise
 
-    async def _put(self, driver: Any, autocommit: bool) -> None:
+    async def _take(self, until: float) -> Any:
+        pool = self._pool
+        try:
+            with _translated():
+                driver = await pool.getconn(timeout=left(until))
+        except StoreUnavailable as error:
+            reason = _reasons.last.get(pool.name)
+            if reason is None or isinstance(error, ConnectionLost):
+                raise
+            raise unreachable(self._where(), reason) from None
+        _reasons.last.pop(pool.name, None)
+        return driver
+
+    def _where(self) -> str:
+        info, options = self._pool.conninfo, self._pool.kwargs or {}
+        if callable(info) or callable(options):
+            return "the database"
+        with suppress(psycopg.Error):
+            given = {**conninfo_to_dict(info or ""), **options}
+            host, port = (given.get(name) or "" for name in ("host", "port"))
+            return addresses(*(str(each).split(",") for each in (host, port)))
+        return "the database"
+
+    async def _put(
+        self, connection: _Connection, autocommit: bool, encoding: str | None
+    ) -> None:
+        driver = connection.driver
         try:
             async with asyncio.timeout(self._timeout):
-                if driver.info.transaction_status != TransactionStatus.IDLE:
+                if connection.is_cut:
+                    await driver.close()
+                elif driver.info.transaction_status != TransactionStatus.IDLE:
                     await driver.rollback()
+                if encoding not in (None, "UTF8"):
+                    await driver.execute(_encode(encoding), prepare=False)
                 if driver.autocommit != autocommit:
                     await driver.set_autocommit(autocommit)
         except (psycopg.Error, TimeoutError):
             await driver.close()  # the pool opens another one instead
         await self._pool.putconn(driver)
 
-    async def _check(self, driver: Any) -> None:
+    async def _check(self, connection: _Connection, seconds: float) -> None:
         """Notices a PgBouncer: it tells a pid of its own, and not the server's."""
-        cursor = driver.cursor(row_factory=tuple_row)
-        await cursor.execute("SELECT pg_backend_pid()", prepare=False)
-        if (await cursor.fetchone())[0] != driver.info.backend_pid:
+        driver = connection.driver
+        [(pid,)], _ = await connection.ask(_PID, None, seconds, prepare=False)
+        if pid != driver.info.backend_pid:
             self._prepare = False
             if driver.prepare_threshold is not None:
                 logger.warning(
@@ -113,24 +210,61 @@ class PsycopgPool:
 
 
 class _Connection:
-    def __init__(self, driver: Any, prepare: bool | None) -> None:
-        self._driver = driver
-        self._prepare = prepare
+    def __init__(self, driver: Any, timeout: float) -> None:
+        self.driver = driver
+        self.prepare: bool | None = False
+        self.is_cut = False
+        self._timeout = timeout
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Row]:
         given = tuple(values[name] for name in statement.parameters)
-        with _translated():
-            # The application's own row factory may make dicts.
-            cursor = self._driver.cursor(row_factory=tuple_row)
-            await cursor.execute(
-                statement.formatted, statement.spread(given), prepare=self._prepare
-            )
-            rows: Sequence[Row] = await cursor.fetchall() if cursor.description else []
-            return rows
+        rows, _ = await self.ask(
+            statement.formatted,
+            statement.spread(given),
+            self._timeout if timeout is None else timeout,
+            prepare=self.prepare,
+        )
+        return rows
 
     async def run_script(self, sql: str) -> None:
         with _translated():
-            await self._driver.execute(sql, prepare=False)
+            await self.driver.execute(sql, prepare=False)
+
+    async def run(self, sql: str, seconds: float) -> str:
+        """Runs what has no rows; returns the server's tag."""
+        return (await self.ask(sql, None, seconds, prepare=False))[1]
+
+    async def ask(
+        self,
+        sql: str,
+        values: list[object] | None,
+        seconds: float,
+        *,
+        prepare: bool | None,
+    ) -> tuple[Sequence[Row], str]:
+        async def execute() -> tuple[Sequence[Row], str]:
+            # The application's own row factory may make dicts.
+            cursor = self.driver.cursor(row_factory=tuple_row)
+            await cursor.execute(sql, values, prepare=prepare)
+            rows = await cursor.fetchall() if cursor.description else []
+            return rows, cursor.statusmessage
+
+        with _translated():
+            return await limited(execute, seconds, self._cancel, self._cut)
+
+    async def _cancel(self) -> None:
+        await self.driver.cancel_safe(timeout=GRACE)
+
+    def _cut(self) -> None:
+        self.is_cut = True
+        with suppress(psycopg.Error):  # it is closed already
+            cut_socket(self.driver.pgconn.socket)
+
+
+def _encode(encoding: str | None) -> str:
+    return f"SET client_encoding TO '{encoding}'"
 
 
 @contextmanager
@@ -144,6 +278,13 @@ def _translated() -> Iterator[None]:
         name = type(error).__name__
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:
             raise error_of("22000", name, None) from None  # refused by psycopg itself
-        raise error_of(error.sqlstate, name, error.diag.message_primary) from None
+        raise error_of(
+            error.sqlstate,
+            name,
+            error.diag.message_primary,
+            error.diag.source_function,
+        ) from None
+    except UnicodeError:
+        raise UnstorableText from None
     except (OSError, ValueError) as error:
         raise error_of(None, type(error).__name__, None) from None

@@ -1,0 +1,122 @@
+"""
+What holds for a call of every driver: its time limit, on the server too, and the event
+loop it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from tornado_compas_session.exceptions import StoreUnavailable
+from tornado_compas_session.stores.pools.errors import TOO_LATE
+
+T = TypeVar("T")
+Loop = asyncio.AbstractEventLoop
+
+#: How long after its limit a cancellation may take; then the connection is cut.
+GRACE = 0.5
+
+
+async def limited(
+    start: Callable[[], Awaitable[T]],
+    seconds: float,
+    cancel: Callable[[], Awaitable[None]],
+    cut: Callable[[], None],
+) -> T:
+    """
+    Runs a statement under a time limit that holds on the server too.
+
+    When it is over, `cancel` asks the server to end the statement, and once that has
+    ended, however it did, `StoreUnavailable` is raised. If it takes too long, `cut` has
+    to end the connection, and with it the wait. Without any time nothing is sent.
+    """
+    if seconds <= 0:
+        raise StoreUnavailable(TOO_LATE)
+    loop = asyncio.get_running_loop()
+    asked: list[asyncio.Future[None]] = []  # none, or the one request
+    timer: asyncio.TimerHandle
+
+    def end() -> None:
+        nonlocal timer
+        asked.append(asyncio.ensure_future(cancel()))
+        timer = loop.call_later(GRACE, cut)
+
+    timer = loop.call_later(seconds, end)
+    try:
+        result = await start()
+        if not asked:
+            return result
+    except Exception:
+        if not asked:
+            raise
+    finally:
+        timer.cancel()
+        for request in asked:
+            await _settle(request, cut)
+    raise StoreUnavailable(TOO_LATE)
+
+
+async def _settle(asked: asyncio.Future[None], cut: Callable[[], None]) -> None:
+    """A request that is still on its way would end the connection's next statement."""
+    try:
+        await asyncio.wait({asked}, timeout=GRACE)
+    finally:
+        if not asked.done():
+            asked.cancel()
+            cut()
+        elif not asked.cancelled():
+            asked.exception()  # the statement ended all the same
+
+
+def cut_socket(fileno: int) -> None:
+    """Ends a connection below its driver, which then hears of it as of any loss."""
+    with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as link:
+        link.shutdown(socket.SHUT_RDWR)
+
+
+def begin(lock_timeout: float | None) -> str:
+    """The script that begins a transaction, in one trip."""
+    if lock_timeout is None:
+        return "BEGIN"
+    # Zero would mean no limit.
+    return f"BEGIN; SET LOCAL lock_timeout = '{max(1, int(lock_timeout * 1000))}ms'"
+
+
+def left(until: float) -> float:
+    """The seconds until this time of the loop."""
+    return until - asyncio.get_running_loop().time()
+
+
+class Home:
+    """
+    The event loop and the process that a pool works in; `find` tells the pool's loop,
+    or None while it has none.
+    """
+
+    __slots__ = ("_find", "_loop", "_pid")
+
+    def __init__(self, find: Callable[[], Loop | None]) -> None:
+        self._find = find
+        self._loop = find()
+        self._pid = os.getpid()
+
+    def enter(self) -> Loop:
+        """
+        The running loop; raises `StoreUnavailable` where it is not the pool's: after a
+        fork two processes would read each other's answers from one connection.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self._loop and os.getpid() == self._pid:
+            return loop
+        if self._loop is None:
+            self._loop, self._pid = self._find(), os.getpid()
+            return loop if self._loop is None else self.enter()
+        raise StoreUnavailable(
+            "the pool was made in another event loop (or before the fork); make it, "
+            "and the store, in the loop that serves (docs/scaling.md)"
+        )
