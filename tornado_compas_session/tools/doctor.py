@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from tornado_compas_session.browsers import is_public_suffix
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.settings import Environment, SessionOptions
@@ -148,12 +149,12 @@ def _together(
 ) -> Iterator[Finding]:
     """What options, environment and URL say about each other."""
     domain = options.domain
-    if domain and ("." not in domain or is_address(domain)):
+    if domain and (is_public_suffix(domain) or is_address(domain)):
         yield problem(
             "cookie-domain",
             f"the cookie's domain is {domain}",
-            "browsers drop cookies for a whole top-level domain, and keep those for "
-            "an address only without a domain",
+            "browsers drop cookies for a domain under which strangers have names, like "
+            "com or co.uk, and keep those for an address only without a domain",
             "set COOKIE_URL to the domain that your hosts share, like example.com, or "
             "leave it out",
         )

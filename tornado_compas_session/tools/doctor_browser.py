@@ -1,23 +1,29 @@
 """
 The doctor's visit to a running server: what a browser would do with each cookie.
 
-The rules are those of RFC 6265bis, sections 5.5 to 5.8, as far as they need no list of
-public suffixes.
+The rules are those of RFC 6265bis, sections 5.5 to 5.8, and the newer prefixes; of the
+list of public suffixes there is what `browsers.is_public_suffix` knows.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+import time
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from urllib.parse import urljoin, urlsplit
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
-from tornado_compas_session.tools.findings import Finding, advice, good, problem
+from tornado_compas_session.browsers import is_public_suffix, prefix_of, unmet
+from tornado_compas_session.core.ids import parse_id
+from tornado_compas_session.tools.findings import Finding, good, problem
 
 _REDIRECTS = 5
+#: The part of an id that stays when its secret is renewed.
+_HANDLE = 12
 _SECONDS = 10.0
 
 
@@ -51,10 +57,8 @@ class Cookie:
                 return int(self.attributes["max-age"]) <= 0
             except ValueError:
                 return False
-        try:
-            return parsedate_to_datetime(self.attributes["expires"]).year < 2000
-        except (KeyError, ValueError):
-            return False
+        date = parsedate_tz(self.attributes.get("expires", ""))
+        return date is not None and mktime_tz(date) <= time.time()
 
     def refusals(self, url: str) -> Iterator[str]:
         """Why a browser drops it, coming from this URL; nothing if it keeps it."""
@@ -63,27 +67,29 @@ class Cookie:
         secure = parts.scheme == "https"
         domain = self.attributes.get("domain", "").lstrip(".").lower()
         same_site = self.attributes.get("samesite", "").lower()
+        marked = "secure" in self.attributes
         if len(self.name) + len(self.value) > 4096:
             yield "name and value have more than 4096 bytes"
         if domain and not domain_matches(host, domain):
             yield f"it is for {domain}, and came from {host}"
-        elif domain and "." not in domain and domain != host:
-            yield f"{domain} is a whole top-level domain"
+        elif domain != host and domain and is_public_suffix(domain):
+            yield f"{domain} is a top-level domain, or strangers have names under it"
         # Browsers trust this machine without https.
-        if "secure" in self.attributes and not secure and not _is_here(host):
+        if marked and not secure and not _is_here(host):
             yield "it is Secure, and came over plain http"
-        if same_site == "none" and "secure" not in self.attributes:
+        if same_site == "none" and not marked:
             yield "SameSite=None needs Secure"
-        lower = self.name.lower()
-        if lower.startswith(("__host-", "__secure-")) and (
-            "secure" not in self.attributes
-        ):
-            yield f"a name with {self.name.split('-')[0]}- needs Secure"
-        if lower.startswith("__host-"):
-            if domain:
-                yield "a name with __Host- allows no Domain"
-            if self.attributes.get("path") != "/":
-                yield "a name with __Host- needs Path=/"
+        if "partitioned" in self.attributes and not marked:
+            yield "Partitioned needs Secure"
+        if prefix := prefix_of(self.name):
+            for demand in unmet(
+                self.name,
+                secure=marked,
+                http_only="httponly" in self.attributes,
+                path=self.attributes.get("path"),
+                domain=domain,
+            ):
+                yield f"a name with {prefix.text} needs {demand}"
 
     def goes_to(self, url: str) -> bool:
         """Whether its path sends it there; the rest was seen to when it was kept."""
@@ -92,10 +98,18 @@ class Cookie:
         return path == wanted or path.startswith(wanted.rstrip("/") + "/")
 
     @property
-    def session(self) -> str:
-        """What tells two sessions apart: a signed value without date and signature."""
+    def session_id(self) -> str | None:
+        """The session id in its value, signed or not; None if there is none."""
         fields = self.value.strip('"').split("|")
-        return fields[4] if len(fields) == 6 else self.value
+        text = fields[4].rpartition(":")[2] if len(fields) == 6 else fields[0]
+        try:
+            signed = b64decode(text, validate=True)
+        except ValueError:
+            signed = b""
+        for value in (signed, text.encode()):
+            if parse_id(value) is not None:
+                return value.decode("ascii")
+        return None
 
 
 def domain_matches(host: str, domain: str) -> bool:
@@ -124,17 +138,22 @@ async def visit(
 ) -> list[Finding]:
     """
     Asks for the page twice, the second time with the cookies that a browser has kept.
+    Where it begins a session again, the first was not found.
 
     `key` is the name of the session cookie, `origins` are those of CORS_URL.
     """
     try:
         first = await _ask(url, method, {})
-        jar, findings = _keep(first, key)
+        jar, findings = _keep(first)
         if key is not None and key not in jar:
-            if not any(finding.level == "problem" for finding in findings):
-                findings.append(_none_came(url, method, key))
-            return findings
-        second = await _ask(url, "GET", jar)
+            other = _another_name(jar.values(), key)
+            if other is None:
+                if not any(finding.level == "problem" for finding in findings):
+                    findings.append(_none_came(first, url, method, key))
+                return findings
+            key, finding = other
+            findings.append(finding)
+        second = await _ask(url, method, jar)
     except (OSError, ValueError) as error:
         return [
             problem(
@@ -192,7 +211,7 @@ async def _ask(url: str, method: str, jar: dict[str, Cookie]) -> _Answer:
     return answer
 
 
-def _keep(answer: _Answer, key: str | None) -> tuple[dict[str, Cookie], list[Finding]]:
+def _keep(answer: _Answer) -> tuple[dict[str, Cookie], list[Finding]]:
     """The cookies that a browser has now, and what is to say about each."""
     jar: dict[str, Cookie] = {}
     findings = []
@@ -206,7 +225,7 @@ def _keep(answer: _Answer, key: str | None) -> tuple[dict[str, Cookie], list[Fin
                     f"a browser drops the cookie {cookie.name}: {'; '.join(reasons)}",
                     "it is not sent with the next request, so there is no session",
                     "change COOKIE_URL or the options secure, domain, path, same_site, "
-                    "key; or how the server is reached (docs/cookies.md)",
+                    "key; or how the server is reached",
                 )
             )
         elif cookie.expired:
@@ -219,7 +238,53 @@ def _keep(answer: _Answer, key: str | None) -> tuple[dict[str, Cookie], list[Fin
     return jar, findings
 
 
-def _none_came(url: str, method: str, key: str) -> Finding:
+def _another_name(cookies: Iterable[Cookie], key: str) -> tuple[str, Finding] | None:
+    """The name under which a session cookie came after all."""
+    for cookie in cookies:
+        if cookie.session_id or cookie.name.lower().endswith(".sess"):
+            return cookie.name, problem(
+                "another-name",
+                f"the session cookie came as {cookie.name}, and {key} is expected",
+                "the server runs with another APP_NAME or another key; servers that "
+                "call the cookie differently do not see each other's sessions",
+                "give all of them the same APP_NAME and key, and the doctor too "
+                f"(--option key={cookie.name})",
+            )
+    return None
+
+
+#: What a page that is no page means for the session, and what to do about it.
+_STATUSES = {
+    401: (
+        "the page is for those who have signed in",
+        "name a page that is for anybody",
+    ),
+    403: (
+        "the page refused the request, for its XSRF token or its origin as a rule",
+        "name a page that begins a session without a form",
+    ),
+    404: ("there is no such page", "see to the path of --url"),
+    405: ("the page does not take this method", "say which it takes: --method POST"),
+    503: (
+        "the server could not reach the store, or is overloaded",
+        "look into its log, and at what is said here of the database",
+    ),
+}
+
+
+def _none_came(answer: _Answer, url: str, method: str, key: str) -> Finding:
+    if answer.response is not None and answer.response.code >= 400:
+        status = answer.response.code
+        why, fix = _STATUSES.get(
+            status,
+            ("a page that fails begins no session", "look into the log of the server"),
+        )
+        return problem(
+            "page-status",
+            f"{method} {url} is answered with {status}, and sets no cookie {key}",
+            why,
+            fix,
+        )
     https = url.startswith("https:")
     return problem(
         "no-cookie",
@@ -251,7 +316,9 @@ def _compare(kept: Cookie, answer: _Answer, key: str) -> Finding:
                 "give all processes the same DATABASE_URL; see that the page does not "
                 "end the session",
             )
-        if cookie.session != kept.session:
+        if kept.session_id is None:
+            return good("session", "it is in the cookie itself, without a store")
+        if (cookie.session_id or "")[:_HANDLE] != kept.session_id[:_HANDLE]:
             return problem(
                 "session-not-kept",
                 "the second request began another session",
@@ -260,12 +327,16 @@ def _compare(kept: Cookie, answer: _Answer, key: str) -> Finding:
                 "give all processes the same APP_KEYS and APP_NAME",
             )
         return good("session", "the second request found the session of the first")
-    return advice(
-        "session-unseen",
-        "the second request was answered without a session cookie",
-        "with overwrite=False that is as it should be; else the session was not found",
-        "look whether the page shows what the session holds",
-    )
+    response = answer.response
+    if response is not None and response.code >= 500:
+        return problem(
+            "page-status",
+            f"the second request, with the session, is answered with {response.code}",
+            "the session cannot be loaded or saved, or the page does not expect one",
+            "look into the log of the server",
+        )
+    # The same page began a session before; it needs no new cookie, so it has found it.
+    return good("session", "the second request found the session of the first")
 
 
 def _caching(answer: _Answer) -> Iterator[Finding]:
