@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tornado.web import HTTPError
 
-from tornado_compas_session.compas.apperror import AppError
+from tornado_compas_session import exceptions
+from tornado_compas_session.compas.apperror import AppError, _describe
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,23 @@ def test_a_status_that_is_no_error_is_refused(status):
     """An error is never answered with a success."""
     with pytest.raises(ValueError, match="400 to 599"):
         AppError("error.x", status)
+
+
+ARGUMENTS = {
+    "SessionDataError": ("cart", "a set is no JSON"),
+    "SettingsError": (["one", "two"],),
+}
+OURS = [
+    getattr(exceptions, name)(*ARGUMENTS.get(name, ())) for name in exceptions.__all__
+]
+
+
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+def test_errors_of_ours_can_be_read_like_tornados(error):
+    """`write_error` of other people's handlers asks for what `HTTPError` has."""
+    theirs = HTTPError(error.status_code, str(error))
+
+    assert theirs.log_message == error.log_message
+    assert theirs.reason == error.reason
+    status, _, _ = _describe(500, error)
+    assert error.status_code == status
