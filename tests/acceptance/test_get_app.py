@@ -54,17 +54,17 @@ class TroubledStore(MemorySessionStore):
         if self.failing:
             raise StoreUnavailable("no route to hunter2")
 
-    async def load(self, session_id):
+    async def load(self, *args: Any, **options: Any) -> Any:
         self._ask()
-        return await super().load(session_id)
+        return await super().load(*args, **options)
 
-    async def create(self, session_id, change):
+    async def create(self, *args: Any, **options: Any) -> Any:
         self._ask()
-        return await super().create(session_id, change)
+        return await super().create(*args, **options)
 
-    async def save(self, session_id, change):
+    async def save(self, *args: Any, **options: Any) -> Any:
         self._ask()
-        return await super().save(session_id, change)
+        return await super().save(*args, **options)
 
 
 class Plain(RequestHandler):
