@@ -26,9 +26,9 @@ class InitHandler(SessionMixin, RequestHandler):
 
 class IncrementHandler(SessionMixin, RequestHandler):
     async def post(self) -> None:
-        async with self.session.lock():  # No other request counts at the same time.
-            self.session["counter"] = counter_of(self) + 1
-        self.write({"value": self.session["counter"]})
+        counter_of(self)
+        # Added in the store: of requests at the same time, each counts.
+        self.write({"value": await self.session.increment("counter")})
 
 
 class DestroyHandler(SessionMixin, RequestHandler):

@@ -2,164 +2,230 @@
 -- its key, or a batch of such; those for lists and upkeep are at the end.
 --
 -- All times are the database's. Values cross as text, bytea, numbers and arrays of them,
--- because drivers disagree about jsonb and timestamps. `id_hash` is the SHA-256 of the
--- session id; the id itself never gets here. `previous_id_hash` is that of the id before
--- it was regenerated, honoured until `previous_until`; `successor` is the new id, sealed
--- so that only the old id opens it.
+-- because drivers disagree about jsonb and timestamps. `secret_hash` is the SHA-256 of
+-- the secret in the session id; the secret itself never gets here.
 --
--- A change is one JSON object: set (object), remove (array), replace (true), idle and
--- absolute (seconds), own (true) with own_idle and own_absolute, user_agent, address.
--- `@name@` stands for the definition of that name.
+-- `@name@` stands for the definition of that name. In a definition `{name}` is a value of
+-- the change: with `@one.name@` a parameter of the statement, with `@many.name@` a column
+-- of the batch `c`. `@row@` makes two statements of one: `name` leaves out a row that
+-- somebody else has locked, and `name_waiting` waits for it.
 --
--- Batches are read through a subquery (`@these@`, `@given@`): PostgreSQL then cannot see
--- their length, takes a plan that serves any, and does not plan anew each time, which
--- costs several times what the statement itself does.
+-- What touches one row is written so that a distributed planner (Citus) takes it as well:
+-- it is found by the distribution column; there is no now() inside of CASE, COALESCE or
+-- RETURNING, and no `timestamptz + interval`, which depend on the server they run on. So
+-- `greatest(a with now(), CASE WHEN … THEN column END)` stands where a CASE would: of its
+-- two one is NULL, which it ignores.
+--
+-- Batches are read through a subquery (`(SELECT :handles::text[])`): PostgreSQL then
+-- cannot see their length, takes a plan that serves any, and does not plan anew each
+-- time, which costs several times what the statement itself does.
 
--- define times --
-extract(epoch FROM s.created_at)::float8, extract(epoch FROM s.expires_at)::float8,
-extract(epoch FROM now())::float8, extract(epoch FROM s.authenticated_at)::float8
+-- types --
+set text, removed text[], replaces boolean, renews float8, idle float8, absolute float8,
+own boolean, own_idle integer, own_absolute integer, shown bytea, handle text,
+epoch integer, user_id text, signs_in float8, user_agent text, address text,
+secret_hash bytea, key text, by text
 
--- define written --
-s.id_hash, s.successor, @times@
-
--- define data --
-CASE WHEN c.change ->> 'replace' IS NOT NULL THEN c.change -> 'set'
-     WHEN c.change ->> 'remove' IS NOT NULL
-     THEN (s.data - ARRAY(SELECT jsonb_array_elements_text(c.change -> 'remove')))
-          || coalesce(c.change -> 'set', '{}')
-     WHEN c.change ->> 'set' IS NOT NULL THEN s.data || (c.change -> 'set')
-     ELSE s.data END
+-- define now --
+date_part('epoch', now())
 
 -- define own_idle --
-CASE WHEN c.change ->> 'own' IS NULL THEN s.own_idle
-     ELSE (c.change ->> 'own_idle')::integer END
+CASE WHEN {own} THEN {own_idle} ELSE s.own_idle END
 
 -- define own_absolute --
-CASE WHEN c.change ->> 'own' IS NULL THEN s.own_absolute
-     ELSE (c.change ->> 'own_absolute')::integer END
+CASE WHEN {own} THEN {own_absolute} ELSE s.own_absolute END
 
--- define expires_at --
--- Without an idle time in the change the lifetime is fixed. The session's own lifetimes
--- are read here and not sent along, so that a late renewal cannot undo them.
-CASE WHEN c.change ->> 'idle' IS NULL THEN s.expires_at
-     ELSE now() + least(
-          coalesce(abs(@own_idle@), (c.change ->> 'idle')::float8),
-          coalesce(@own_absolute@, (c.change ->> 'absolute')::float8)
-              - extract(epoch FROM now() - s.created_at)::float8
-          ) * interval '1 second' END
-
--- define merge --
-data = @data@, own_idle = @own_idle@, own_absolute = @own_absolute@,
-expires_at = @expires_at@, reap_after = ((@expires_at@) AT TIME ZONE 'UTC')::date,
+-- define lifetime --
+-- The session's own lifetimes are read here and not sent along, so that a late renewal
+-- cannot undo them. Without `renews` (it is 1 or NULL) the lifetime is fixed.
+own_idle = @own_idle@, own_absolute = @own_absolute@,
+expires_at = greatest(
+    to_timestamp(@now@ + {renews} * least(
+        coalesce(abs(@own_idle@), {idle}),
+        coalesce(@own_absolute@, {absolute})
+            - date_part('epoch', now() - s.created_at))),
+    CASE WHEN {renews} IS NULL THEN s.expires_at END),
 updated_at = now()
 
--- define authenticated --
--- Signing in is setting `user_id` to somebody else.
-authenticated_at = CASE
-    WHEN c.change #> '{set,user_id}' <> 'null'
-     AND c.change #> '{set,user_id}' IS DISTINCT FROM s.data -> 'user_id' THEN now()
-    ELSE s.authenticated_at END
+-- define data --
+data = CASE WHEN {set} IS NULL THEN s.data
+            WHEN {replaces} THEN {set}::jsonb
+            ELSE (s.data - {removed}) || {set}::jsonb END
 
--- define these --
-ANY (ARRAY(SELECT unnest(:ids::bytea[])))
+-- define shown --
+-- The first time that somebody came with the current secret.
+shown_at = greatest(s.shown_at, to_timestamp(@now@ *
+    CASE WHEN s.shown_at IS NULL AND s.secret_hash = {shown} THEN 1.0::float8 END))
 
--- define given --
-SELECT given.id_hash, given.change::jsonb AS change
-  FROM unnest((SELECT :ids::bytea[]), (SELECT :changes::text[]))
-    AS given(id_hash, change)
+-- define sum --
+-- Through text, because to_jsonb() is no function that may run anywhere. What holds no
+-- number stays, and is told by its type.
+data = CASE coalesce(jsonb_typeof(s.data -> {key}), 'number') WHEN 'number'
+    THEN jsonb_set(s.data, ARRAY[{key}],
+        (coalesce(s.data ->> {key}, '0')::numeric + {by}::numeric)::text::jsonb)
+    ELSE s.data END
 
--- define found --
-(s.id_hash = :id::bytea
- OR (s.previous_id_hash = :id::bytea AND s.previous_until > now()))
-AND s.expires_at > now()
+-- define written --
+s.handle, date_part('epoch', s.expires_at), date_part('epoch', s.updated_at),
+date_part('epoch', s.authenticated_at)
+
+-- define record --
+s.handle, s.data::text, s.secret_hash, s.former_hash, s.epoch,
+date_part('epoch', s.created_at), date_part('epoch', s.updated_at),
+date_part('epoch', s.expires_at), @now@, date_part('epoch', s.secret_at),
+date_part('epoch', s.shown_at), date_part('epoch', s.authenticated_at),
+s.own_idle, s.own_absolute
+
+-- define batch --
+-- The rows of a batch that are there and that nobody else has locked.
+locked AS (
+    SELECT l.handle FROM compas_session l JOIN given g ON g.handle = l.handle
+     WHERE l.epoch = g.epoch AND l.expires_at > now()
+       FOR UPDATE OF l SKIP LOCKED)
+
+-- define changes --
+unnest((SELECT :handles::text[]), (SELECT :epochs::integer[]),
+       (SELECT :sets::text[]), (SELECT :removals::text[]),
+       (SELECT :replacements::boolean[]), (SELECT :renewals::float8[]),
+       (SELECT :idles::float8[]), (SELECT :absolutes::float8[]),
+       (SELECT :owns::boolean[]), (SELECT :own_idles::integer[]),
+       (SELECT :own_absolutes::integer[]), (SELECT :showns::bytea[]))
+    AS g(handle, epoch, set, removal, replaces, renews, idle, absolute,
+         own, own_idle, own_absolute, shown)
+
+-- load_session --
+SELECT @record@
+  FROM compas_session s
+ WHERE s.handle = :handle::text AND s.expires_at > now();
 
 -- load_sessions --
--- The live sessions with these ids, and those that had one of them before.
-SELECT s.id_hash, NULL::bytea, NULL::bytea, NULL::boolean, s.data::text,
-       @times@, s.own_idle, s.own_absolute, NULL::text
+SELECT @record@
   FROM compas_session s
- WHERE s.id_hash = @these@ AND s.expires_at > now()
-UNION ALL
-SELECT s.previous_id_hash, s.id_hash, s.successor, s.previous_until > now(),
-       s.data::text, @times@, s.own_idle, s.own_absolute, s.user_id
-  FROM compas_session s
- WHERE s.previous_id_hash = @these@ AND s.expires_at > now();
+ WHERE s.handle = ANY (ARRAY(SELECT unnest(:handles::text[]))) AND s.expires_at > now();
 
 -- lock_session --
--- The same for one session, its row locked until the transaction ends.
-SELECT s.id_hash, s.id_hash, s.successor, true, s.data::text,
-       @times@, s.own_idle, s.own_absolute, NULL::text
+-- The row is locked until the transaction ends.
+SELECT @record@
   FROM compas_session s
- WHERE @found@
+ WHERE s.handle = :handle::text AND s.expires_at > now()
    FOR UPDATE;
 
--- create_sessions --
--- New sessions. One whose id is taken does not come back, and changes nothing.
+-- create_session --
+-- One whose handle is taken does not come back, and changes nothing. Whoever makes a
+-- session shows its secret first.
 INSERT INTO compas_session AS s
-       (id_hash, data, expires_at, reap_after, authenticated_at,
+       (handle, secret_hash, shown_at, data, user_id, expires_at, authenticated_at,
         own_idle, own_absolute, user_agent, address)
-SELECT id_hash, data, expires_at, (expires_at AT TIME ZONE 'UTC')::date,
-       CASE WHEN data -> 'user_id' <> 'null' THEN now() END,
-       own_idle, own_absolute, user_agent, address
-  FROM (SELECT c.id_hash, c.change -> 'set' AS data,
-               now() + least(
-                   coalesce(abs((c.change ->> 'own_idle')::integer),
-                            (c.change ->> 'idle')::float8),
-                   coalesce((c.change ->> 'own_absolute')::integer,
-                            (c.change ->> 'absolute')::float8)
-                   ) * interval '1 second' AS expires_at,
-               (c.change ->> 'own_idle')::integer AS own_idle,
-               (c.change ->> 'own_absolute')::integer AS own_absolute,
-               c.change ->> 'user_agent' AS user_agent,
-               c.change ->> 'address' AS address
-          FROM (@given@) AS c) AS made
-    ON CONFLICT (id_hash) DO NOTHING
+VALUES (:handle::text, :secret_hash::bytea, now(), :set::text::jsonb, :user_id::text,
+        to_timestamp(@now@ + least(
+            coalesce(abs(:own_idle::integer), :idle::float8),
+            coalesce(:own_absolute::integer, :absolute::float8))),
+        to_timestamp(@now@ * :signs_in::float8),
+        :own_idle::integer, :own_absolute::integer, :user_agent::text, :address::text)
+    ON CONFLICT DO NOTHING
 RETURNING @written@;
 
--- save_sessions --
--- Merges changes into live sessions. A row that somebody else has locked is left out,
--- and so is one that is gone: those are saved one by one, so that nobody waits for
--- somebody else's lock, and two batches can never wait for each other.
-  WITH given AS MATERIALIZED (@given@),
-       locked AS (
-       SELECT s.id_hash FROM compas_session s
-        WHERE s.id_hash = @these@ AND s.expires_at > now()
-          FOR UPDATE SKIP LOCKED)
-UPDATE compas_session s
-   SET @merge@, @authenticated@
-  FROM given c JOIN locked ON locked.id_hash = c.id_hash
- WHERE s.id_hash = c.id_hash AND s.expires_at > now()
+-- create_sessions --
+INSERT INTO compas_session AS s
+       (handle, secret_hash, shown_at, data, user_id, expires_at, authenticated_at,
+        own_idle, own_absolute, user_agent, address)
+SELECT c.handle, c.secret_hash, now(), c.set::jsonb, c.user_id,
+       to_timestamp(@now@ + least(coalesce(abs(c.own_idle), c.idle),
+                                  coalesce(c.own_absolute, c.absolute))),
+       to_timestamp(@now@ * c.signs_in),
+       c.own_idle, c.own_absolute, c.user_agent, c.address
+  FROM unnest((SELECT :handles::text[]), (SELECT :secret_hashes::bytea[]),
+              (SELECT :sets::text[]), (SELECT :user_ids::text[]),
+              (SELECT :idles::float8[]), (SELECT :absolutes::float8[]),
+              (SELECT :sign_ins::float8[]), (SELECT :own_idles::integer[]),
+              (SELECT :own_absolutes::integer[]), (SELECT :user_agents::text[]),
+              (SELECT :addresses::text[]))
+    AS c(handle, secret_hash, set, user_id, idle, absolute, signs_in, own_idle,
+         own_absolute, user_agent, address)
+    ON CONFLICT DO NOTHING
 RETURNING @written@;
 
 -- save_session --
--- The same for one, which waits for the row, and is found by its previous id as well.
+-- Merges a change into a live session.
 UPDATE compas_session s
-   SET @merge@, @authenticated@
-  FROM (SELECT :change::text::jsonb AS change) AS c
- WHERE @found@
+   SET @one.data@, @one.lifetime@, @one.shown@
+ WHERE @row@
 RETURNING @written@;
 
--- regenerate_session --
--- Moves a live session to a new id; of two at once, only one finds it.
+-- save_sessions --
+-- The same for many. A row that somebody else has locked is left out, and so is one that
+-- is gone: those are saved one by one, so that nobody waits for somebody else's lock, and
+-- two batches can never wait for each other.
+  WITH given AS MATERIALIZED (
+       SELECT g.*, CASE WHEN g.removal IS NULL THEN '{}'::text[]
+              ELSE ARRAY(SELECT jsonb_array_elements_text(g.removal::jsonb)) END
+              AS removed
+         FROM @changes@),
+       @batch@
 UPDATE compas_session s
-   SET @merge@, id_hash = :new_id::bytea, previous_id_hash = s.id_hash,
-       previous_until = now() + :grace::float8 * interval '1 second',
-       successor = :successor::bytea, authenticated_at = now(),
-       user_agent = coalesce(c.change ->> 'user_agent', s.user_agent),
-       address = coalesce(c.change ->> 'address', s.address)
-  FROM (SELECT :change::text::jsonb AS change) AS c
- WHERE s.id_hash = :id::bytea AND s.expires_at > now()
+   SET @many.data@, @many.lifetime@, @many.shown@
+  FROM given c JOIN locked ON locked.handle = c.handle
+ WHERE s.handle = c.handle AND s.epoch = c.epoch AND s.expires_at > now()
+RETURNING @written@;
+
+-- increment_session --
+-- Adds to a number. Its first column but the key tells what the key holds now.
+UPDATE compas_session s
+   SET @one.sum@, @one.lifetime@, @one.shown@
+ WHERE @row@
+RETURNING @written@, (s.data -> :key::text)::text, jsonb_typeof(s.data -> :key::text);
+
+-- increment_sessions --
+  WITH given AS MATERIALIZED (
+       SELECT g.*, k.key, k.by
+         FROM @changes@
+         JOIN unnest((SELECT :handles::text[]), (SELECT :keys::text[]),
+                     (SELECT :bys::text[])) AS k(handle, key, by)
+           ON k.handle = g.handle),
+       @batch@
+UPDATE compas_session s
+   SET @many.sum@, @many.lifetime@, @many.shown@
+  FROM given c JOIN locked ON locked.handle = c.handle
+ WHERE s.handle = c.handle AND s.epoch = c.epoch AND s.expires_at > now()
+RETURNING @written@, (s.data -> c.key)::text, jsonb_typeof(s.data -> c.key);
+
+-- regenerate_session --
+-- Gives a live session a new secret; of two at once, only one finds the former one. Where
+-- who the visitor is changes (`identity`), the former one opens nothing any more, and the
+-- epoch shuts out what began before.
+UPDATE compas_session s
+   SET @one.data@, @one.lifetime@,
+       former_hash = CASE WHEN :identity::boolean THEN NULL ELSE s.secret_hash END,
+       secret_hash = :new_hash::bytea, secret_at = now(), shown_at = NULL,
+       epoch = s.epoch + (:identity::boolean)::integer,
+       user_id = CASE WHEN :identity::boolean THEN :user_id::text ELSE s.user_id END,
+       authenticated_at = greatest(
+           CASE WHEN :keeps_sign_in::boolean THEN s.authenticated_at END,
+           to_timestamp(@now@ * :signs_in::float8)),
+       user_agent = coalesce(:user_agent::text, s.user_agent),
+       address = coalesce(:address::text, s.address)
+ WHERE @row@ AND s.secret_hash = :mine::bytea
 RETURNING @written@;
 
 -- delete_session --
 DELETE FROM compas_session s
- WHERE s.id_hash = :id::bytea
-    OR (s.previous_id_hash = :id::bytea AND s.previous_until > now())
-RETURNING s.id_hash;
+ WHERE @row@
+RETURNING s.handle;
+
+-- define row --
+s.handle = :handle::text AND s.epoch = :epoch::integer AND s.expires_at > now()
+
+-- define row_unlocked --
+s.handle = :handle::text AND s.handle = (
+    SELECT l.handle FROM compas_session l
+     WHERE l.handle = :handle::text AND l.epoch = :epoch::integer
+       AND l.expires_at > now()
+       FOR UPDATE SKIP LOCKED)
 
 -- sessions_of --
 -- The live sessions of a user, last used first.
-SELECT s.id_hash, s.user_id, @times@, extract(epoch FROM s.updated_at)::float8,
+SELECT s.handle, s.user_id, date_part('epoch', s.created_at),
+       date_part('epoch', s.updated_at), date_part('epoch', s.expires_at),
        s.user_agent, s.address
   FROM compas_session s
  WHERE s.user_id = :user_id::text AND s.expires_at > now()
@@ -167,36 +233,45 @@ SELECT s.id_hash, s.user_id, @times@, extract(epoch FROM s.updated_at)::float8,
  LIMIT :limit::integer;
 
 -- revoke --
--- By the first 16 bytes of the hash, or of that before the id was regenerated.
 DELETE FROM compas_session s
- WHERE (s.id_hash >= :low::bytea AND s.id_hash <= :high::bytea)
-    OR (s.previous_id_hash >= :low::bytea AND s.previous_id_hash <= :high::bytea)
-RETURNING s.expires_at > now();
+ WHERE s.handle = :handle::text AND s.expires_at > now()
+RETURNING s.handle;
 
 -- revoke_user --
-WITH ended AS (
-     DELETE FROM compas_session s
-      WHERE s.user_id = :user_id::text
-        AND NOT (s.id_hash >= :low::bytea AND s.id_hash <= :high::bytea)
-     RETURNING s.expires_at > now() AS live)
-SELECT count(*) FILTER (WHERE live) FROM ended;
-
--- revoke_oldest --
--- Ends the sessions of a user that are over the allowed number, the longest unused first.
--- One that is locked is in use, or being ended: no sign-in waits for it. The user is
--- named twice so that the index serves twice.
 DELETE FROM compas_session s
- WHERE s.user_id = :user_id::text AND s.id_hash IN (
-       SELECT o.id_hash FROM compas_session o
-        WHERE o.user_id = :user_id::text AND o.expires_at > now()
-        ORDER BY o.updated_at DESC, o.created_at DESC
-       OFFSET :allowed::integer
+ WHERE s.user_id = :user_id::text AND s.handle <> :except_handle::text
+   AND s.expires_at > now()
+RETURNING s.handle;
+
+-- queue_for_user --
+-- Sign-ins of one user that are bounded in number go one after the other.
+SELECT pg_advisory_xact_lock(hashtextextended(:user_id::text, 7290217303148223));
+
+-- surplus_sessions --
+-- Those of a user's other sessions that are over the number, the longest unused first.
+SELECT s.handle
+  FROM compas_session s
+ WHERE s.user_id = :user_id::text AND s.handle <> :handle::text AND s.expires_at > now()
+ ORDER BY s.updated_at DESC, s.created_at DESC
+OFFSET :others::integer;
+
+-- end_surplus --
+-- One that is locked is being ended, or in use; no sign-in waits for it.
+DELETE FROM compas_session s
+ WHERE s.handle IN (
+       SELECT l.handle FROM compas_session l
+        WHERE l.handle = ANY (:handles::text[]) AND l.user_id = :user_id::text
           FOR UPDATE SKIP LOCKED)
-RETURNING s.id_hash;
+RETURNING s.handle;
+
+-- end_surplus_one --
+DELETE FROM compas_session s
+ WHERE s.handle = :handle::text AND s.user_id = :user_id::text
+RETURNING s.handle;
 
 -- revoke_all --
-WITH ended AS (DELETE FROM compas_session s RETURNING s.expires_at > now() AS live)
-SELECT count(*) FILTER (WHERE live) FROM ended;
+WITH ended AS (DELETE FROM compas_session s WHERE s.expires_at > now() RETURNING 1)
+SELECT count(*) FROM ended;
 
 -- delete_expired --
 -- Whether a row has expired is asked again when it is deleted: it may have been renewed.
@@ -205,7 +280,7 @@ SELECT count(*) FILTER (WHERE live) FROM ended;
 WITH claim AS MATERIALIZED (
      SELECT pg_try_advisory_xact_lock(7290217303148222) AS granted),
      doomed AS (
-     SELECT s.id_hash FROM compas_session s
+     SELECT s.handle FROM compas_session s
       WHERE (SELECT granted FROM claim)
         AND s.reap_after <= (now() AT TIME ZONE 'UTC')::date AND s.expires_at <= now()
       ORDER BY s.reap_after
@@ -213,7 +288,7 @@ WITH claim AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED),
      deleted AS (
      DELETE FROM compas_session s USING doomed
-      WHERE s.id_hash = doomed.id_hash AND s.expires_at <= now()
+      WHERE s.handle = doomed.handle AND s.expires_at <= now()
      RETURNING 1)
 SELECT count(*) FROM deleted;
 
@@ -222,8 +297,8 @@ SELECT count(*) FILTER (WHERE s.expires_at > now()),
        count(*) FILTER (WHERE s.expires_at <= now()),
        count(*) FILTER (WHERE s.expires_at > now() AND s.user_id IS NULL),
        count(DISTINCT s.user_id) FILTER (WHERE s.expires_at > now()),
-       extract(epoch FROM min(s.created_at) FILTER (WHERE s.expires_at > now()))::float8,
-       extract(epoch FROM now())::float8,
+       date_part('epoch', min(s.created_at) FILTER (WHERE s.expires_at > now())),
+       @now@,
        coalesce((SELECT sum(pg_total_relation_size(relid))  -- if it is partitioned
                    FROM pg_partition_tree('compas_session'))::bigint,
                 pg_total_relation_size('compas_session'))
@@ -236,4 +311,4 @@ SELECT s.user_id, count(*)
  GROUP BY s.user_id ORDER BY count(*) DESC, s.user_id LIMIT :limit::integer;
 
 -- check_session_table --
-SELECT s.id_hash FROM compas_session s WHERE s.successor IS NULL LIMIT 0;
+SELECT s.handle FROM compas_session s WHERE s.secret_at IS NULL LIMIT 0;

@@ -28,6 +28,7 @@ from tornado_compas_session import (
 )
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core.cookie_only import CookieSessionManager
+from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.types import SessionRecord
 from tornado_compas_session.settings import Environment, SessionOptions
@@ -61,7 +62,8 @@ def make_environment(**values: Any) -> Environment:
 async def load_session(manager: SessionManager, cookie_lines: list[str]) -> Session:
     """The session that a request with these Cookie headers has."""
     presented = manager.find(cookie_lines)
-    return Session(manager) if presented is None else await manager.load(presented)
+    session = await manager.load(presented) if presented else Session(manager)
+    return session.open()
 
 
 def make_options(**options: Any) -> SessionOptions:
@@ -73,8 +75,11 @@ def make_options(**options: Any) -> SessionOptions:
 def make_manager(
     store: Any = None, keys: tuple[str, ...] = (KEY,), **options: Any
 ) -> SessionManager:
-    new_id = options.pop("new_id", None)
-    extra = {"new_id": new_id} if new_id else {}
+    extra = {
+        name: options.pop(name)
+        for name in ("draw_handle", "draw_secret", "on_reuse")
+        if name in options
+    }
     return SessionManager(
         make_options(**options),
         KeyRing(keys),
@@ -93,19 +98,29 @@ def make_cookie_manager(clock: Clock, **options: Any) -> CookieSessionManager:
 
 def make_record(data: str = "{}", **values: Any) -> SessionRecord:
     fields: dict[str, Any] = {
-        "id": "a" * 24,
+        "handle": "a" * 12,
         "data": data,
+        "secret_hash": hash_secret("b" * 24),
+        "former_hash": None,
+        "epoch": 0,
         "created": 1000.0,
+        "used": 1000.0,
         "expires": 1000.0 + 6 * 86400,
         "now": 1000.0,
+        "turned": 1000.0,
+        "shown": 1000.0,
     }
     return SessionRecord(**{**fields, **values})
 
 
 def make_session(data: str | None = None, **options: Any) -> Session:
     """A new session, or a stored one with this JSON text."""
-    record = None if data is None else make_record(data)
-    return Session(make_manager(**options), record)
+    session = Session(make_manager(**options))
+    if data is not None:
+        record = make_record(data)
+        session.start(record)
+        session.life.found(record, record.secret_hash)
+    return session.open()
 
 
 # -- stores ----------------------------------------------------------------------------
@@ -118,25 +133,29 @@ class CountingStore(MemorySessionStore):
         super().__init__(**options)
         self.calls: list[str] = []
 
-    async def load(self, session_id):
+    async def load(self, handle, **options):
         self.calls.append("load")
-        return await super().load(session_id)
+        return await super().load(handle, **options)
 
-    async def create(self, session_id, change):
+    async def create(self, *args, **options):
         self.calls.append("create")
-        return await super().create(session_id, change)
+        return await super().create(*args, **options)
 
-    async def save(self, session_id, change):
+    async def save(self, handle, epoch, change, **options):
         self.calls.append("renew" if change.only_renews else "save")
-        return await super().save(session_id, change)
+        return await super().save(handle, epoch, change, **options)
 
-    async def regenerate(self, session_id, new_id, change, grace):
+    async def regenerate(self, *args, **options):
         self.calls.append("regenerate")
-        return await super().regenerate(session_id, new_id, change, grace)
+        return await super().regenerate(*args, **options)
 
-    async def delete(self, session_id):
+    async def increment(self, *args, **options):
+        self.calls.append("increment")
+        return await super().increment(*args, **options)
+
+    async def delete(self, *args, **options):
         self.calls.append("delete")
-        return await super().delete(session_id)
+        return await super().delete(*args, **options)
 
 
 class TroubledStore(CountingStore):
@@ -158,25 +177,29 @@ class TroubledStore(CountingStore):
         if verb in self.failing.split():
             raise StoreUnavailable("no route to the host of the database")
 
-    async def load(self, session_id):
+    async def load(self, *args, **options):
         self._fail("load")
-        return await super().load(session_id)
+        return await super().load(*args, **options)
 
-    async def create(self, session_id, change):
+    async def create(self, *args, **options):
         await self._write("create")
-        return await super().create(session_id, change)
+        return await super().create(*args, **options)
 
-    async def save(self, session_id, change):
+    async def save(self, *args, **options):
         await self._write("save")
-        return await super().save(session_id, change)
+        return await super().save(*args, **options)
 
-    async def regenerate(self, session_id, new_id, change, grace):
+    async def regenerate(self, *args, **options):
         await self._write("regenerate")
-        return await super().regenerate(session_id, new_id, change, grace)
+        return await super().regenerate(*args, **options)
 
-    async def delete(self, session_id):
+    async def increment(self, *args, **options):
+        await self._write("increment")
+        return await super().increment(*args, **options)
+
+    async def delete(self, *args, **options):
         await self._write("delete")
-        return await super().delete(session_id)
+        return await super().delete(*args, **options)
 
 
 # -- a browser -------------------------------------------------------------------------

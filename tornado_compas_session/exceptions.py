@@ -26,6 +26,7 @@ import inspect
 
 __all__ = [
     "ConnectionLost",
+    "HandleTaken",
     "LockTimeout",
     "ResponseAlreadySent",
     "RowExists",
@@ -33,7 +34,6 @@ __all__ = [
     "SessionDataError",
     "SessionError",
     "SessionGone",
-    "SessionIdTaken",
     "SessionNotLoaded",
     "SettingsError",
     "StoreError",
@@ -45,6 +45,15 @@ __all__ = [
 
 class SessionError(Exception):
     """Something about the session went wrong."""
+
+    #: What handlers read of Tornado's `HTTPError` in `write_error`.
+    status_code = 500
+    reason: str | None = None
+
+    @property
+    def log_message(self) -> str:
+        """The message, under the name that Tornado's `HTTPError` has for it."""
+        return str(self)
 
     def __init__(self, message: str | None = None) -> None:
         # The docstring is the default message: what happened, and the way out.
@@ -86,6 +95,8 @@ class SessionGone(SessionError):
     its changes were not saved. Ask the visitor to sign in again.
     """
 
+    status_code = 409
+
 
 class ResponseAlreadySent(SessionError):
     """
@@ -96,6 +107,8 @@ class ResponseAlreadySent(SessionError):
 
 class StoreError(SessionError):
     """The session store failed."""
+
+    status_code = 503
 
 
 class StoreUnavailable(StoreError):
@@ -137,8 +150,8 @@ class RowExists(StoreError):
     """A row with this key exists already; nothing was changed."""
 
 
-class SessionIdTaken(SessionError):
-    """The new session id exists already; the caller draws another one."""
+class HandleTaken(SessionError):
+    """The new session's handle exists already; the caller draws another one."""
 
 
 # Users meet these as tornado_compas_session.X, in tracebacks as well.

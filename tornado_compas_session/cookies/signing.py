@@ -123,7 +123,7 @@ class RecentSignatures(Generic[T]):
 
     A page asks several things in one second, and comes back with the cookie that it got
     with the last answer. What is kept is bounded, in number and size, and forgotten
-    within a minute, so a lifetime that ends meanwhile ends by then. Nothing is kept of
+    within a minute. Nothing is kept of
     what was refused. Finding a text by its hash, whose seed is secret, tells no one how
     much of a forged one was right.
     """
@@ -135,8 +135,6 @@ class RecentSignatures(Generic[T]):
         "_max_age",
         "_name",
         "_read",
-        "_second",
-        "_signed",
     )
 
     #: So many texts are kept, and none that is longer than an id needs.
@@ -157,20 +155,11 @@ class RecentSignatures(Generic[T]):
         self._read = read
         self._known: dict[str, T] = {}
         self._known_since = 0.0
-        self._signed: dict[str, str] = {}
-        self._second = 0
 
     def sign(self, value: str) -> str:
-        """As `KeyRing.sign`: within a second, the same text for the same value."""
-        now = int(self._keys.clock())
-        if now != self._second or len(self._signed) >= self.most:
-            self._second, self._signed = now, {}
-        text = self._signed.get(value)
-        if text is None:
-            text = self._keys.sign(self._name, value)
-            if len(text) <= self.longest:
-                self._signed[value] = text
-                self._remember(text, Signed(value.encode(), False))
+        """As `KeyRing.sign`; when the browser shows it, it is known already."""
+        text = self._keys.sign(self._name, value)
+        self._remember(text, Signed(value.encode(), False))
         return text
 
     def verify(self, text: str) -> T | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tornado_compas_session.browsers import prefix_of
 from tornado_compas_session.settings import SessionOptions
 
 #: So many cookies of one name are looked at; browsers send a handful at the most.
@@ -56,20 +57,40 @@ class CookieWriter:
     it (RFC 6265bis, section 5.7).
     """
 
-    __slots__ = ("_attributes", "name")
+    __slots__ = ("_attributes", "_twins", "has_twin", "name")
 
     def __init__(
         self, options: SessionOptions, name: str | None = None, *, public: bool = False
     ) -> None:
         self.name = name or options.key
-        attributes = f"; Path={options.path}"
-        if options.domain:
-            attributes += f"; Domain={options.domain}"
+        flags = ""
         if options.http_only and not public:
-            attributes += "; HttpOnly"
+            flags += "; HttpOnly"
         if options.secure:
-            attributes += "; Secure"
-        self._attributes = attributes + f"; SameSite={options.same_site}"
+            flags += "; Secure"
+        flags += f"; SameSite={options.same_site}"
+        if options.partitioned:
+            flags += "; Partitioned"
+
+        def attributes(domain: str | None, path: str) -> str:
+            return f"; Path={path}" + (f"; Domain={domain}" if domain else "") + flags
+
+        self._attributes = attributes(options.domain, options.path)
+        #: The other forms that a cookie of the name may have in the browser, since
+        #: COOKIE_URL, `domain` or `path` was changed. A name that is for the host alone
+        #: has none.
+        self._twins: list[str] = []
+        prefix = prefix_of(self.name)
+        if prefix is None or not prefix.host_only:
+            forms = [
+                attributes(domain, path)
+                for path in dict.fromkeys((options.path, "/"))
+                for domain in dict.fromkeys((None, options.domain, options.cookie_url))
+            ]
+            self._twins = [form for form in forms if form != self._attributes]
+        #: With a domain there may always be a cookie of the host alone beside it, which
+        #: browsers send as well, and first.
+        self.has_twin = bool(options.domain)
 
     def set(self, value: str, max_age: int | None) -> str:
         """The header's value; with `max_age` None the cookie ends with the browser."""
@@ -78,7 +99,14 @@ class CookieWriter:
 
     def clear(self) -> str:
         """The header's value that makes the browser forget the cookie."""
+        return self._forget(self._attributes)
+
+    def clear_twins(self) -> list[str]:
+        """The headers' values that make it forget the other forms of the cookie."""
+        return [self._forget(attributes) for attributes in self._twins]
+
+    def _forget(self, attributes: str) -> str:
         return (
             f"{self.name}=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
-            + self._attributes
+            + attributes
         )

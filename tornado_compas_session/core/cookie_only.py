@@ -2,27 +2,34 @@
 `CookieSessionManager`: sessions without a store, their data in the signed cookie.
 
 The same verbs as `SessionManager`; a commit is a header. What this cannot do is said
-when it is asked for: end a session elsewhere, lock, list. The cookie is signed and not
-encrypted: visitors can read it.
+when it is asked for: end a session elsewhere, lock, count, list. A copy of the cookie
+is good until it expires, whatever happens to the original: there is no row to tell. The
+cookie is signed and not encrypted: visitors can read it.
+
+It leaves with what this request has written, and with nothing else. So reading does not
+extend the lifetime here: the late answer of a read would bring a session back that was
+signed out meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, cast
 
-from tornado_compas_session.cookies.signing import KeyRing, Signed
+from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
+from tornado_compas_session.cookies.text import cookie_reader
+from tornado_compas_session.core.arrival import Presented
+from tornado_compas_session.core.commit import Committer, Step
+from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.jsondata import encode
-from tornado_compas_session.core.manager import Plan, Presented, SessionManager
+from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.core.types import Saved, SessionChange, SessionRecord
-from tornado_compas_session.exceptions import (
-    ResponseAlreadySent,
-    SessionDataError,
-    SessionError,
-)
+from tornado_compas_session.core.types import SessionInfo, SessionRecord
+from tornado_compas_session.exceptions import SessionDataError, SessionError
 from tornado_compas_session.settings import SessionOptions
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
@@ -39,96 +46,90 @@ class CookieSessionManager(SessionManager):
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(options, keys, None)  # type: ignore[arg-type]
         self._clock = clock
+        super().__init__(options, keys, cast(SessionStore, None))
+        self._committer = _CookieCommitter(self)
 
-    def _presented(self, signed: Signed) -> Presented | None:
-        try:
-            return Presented(signed.value.decode("utf-8"), signed.old_key)
-        except UnicodeDecodeError:  # signed by the application, for itself
-            return None
+    @property
+    def keys(self) -> KeyRing:
+        """What cookies are signed with; others may be set while requests come in."""
+        return self._keys
 
-    async def load(self, presented: Presented) -> Session:
-        """The session in the cookie, if it has not expired; else a new one."""
-        record = _read(presented.id, self._clock())
-        if record is None:
-            return Session(self)
-        if record.expires <= record.now or self._ended(record):
-            return Session(self, None, presented)
-        return Session(self, record, presented)
-
-    def plan(self, session: Session, *, automatic: bool = True) -> Plan | None:
-        """
-        Commits, which needs no waiting; so there is never anything left to do.
-
-        Raises `SessionDataError` if the cookie would be too large for browsers.
-        """
-        manual = automatic and not self.options.auto_commit
-        change = SessionChange() if manual else session.change()
-        record = session._record
-        session._doomed = ()
-        if record is None and not change.changed:
-            return None
-        if change.only_renews and not self._renewal(session):
-            return None
-        if session._sealed:
-            if change.only_renews:
-                return None
-            raise ResponseAlreadySent(session._sealed)
-        if session._insecure and session.cookie is None:
-            return super().plan(session, automatic=automatic)  # says why not
-        now = self._clock()
-        created = record.created if record else now
-        idle, absolute = self.lifetime(session)
-        fixed = record is not None and self.options.renew is None and not change.own
-        expires = record.expires if record and fixed else now + idle
-        if absolute is not None:
-            expires = min(expires, created + absolute)
-        # What is only renewed is written as it was, unsaved changes or not.
-        kept = record.data if record and change.only_renews else None
-        text = encode(session._content) if kept is None else kept
-        renewed = SessionRecord(
-            "",
-            text,
-            created,
-            expires,
-            now,
-            None,
-            session._own_idle,
-            session._own_absolute,
+    @keys.setter
+    def keys(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._values = cookie_reader(self.options.key)
+        self._signatures = RecentSignatures(
+            keys, self.options.key, self.options.idle + 86400.0, _read
         )
-        size = len(self.options.key) + 1 + len(self._value(renewed))
-        if size > MAX_COOKIE:
-            raise SessionDataError(
-                "all of it",
-                f"its cookie would have {size} bytes, and browsers keep {MAX_COOKIE}; "
-                "keep less in it, or give session_settings() a store",
-            )
-        if not change.only_renews:
-            self._check_size(session, change)
-            session.committed(
-                Saved("", created, expires, now), change, session._replaced
-            )
-        session._raw, session._record, session._fresh = text, renewed, True
-        return None
 
-    def _value(self, record: SessionRecord) -> str:
-        fields = [record.created, record.expires, record.own_idle, record.own_absolute]
+    def find(self, cookie_lines: Iterable[str]) -> tuple[Presented, ...]:
+        """The verified sessions in the Cookie headers; each stands for itself."""
+        found = map(self._signatures.verify, self._values(cookie_lines))
+        return cast("tuple[Presented, ...]", tuple(filter(None, found)))
+
+    async def load(
+        self, presented: Sequence[Presented], waited: float = 0.0
+    ) -> Session:
+        """The session in the cookie, if it has not expired; else a new one."""
+        session = Session(self)
+        life = session.life
+        life.came_with(len(presented))
+        if len(set(presented)) != 1:
+            return session  # which one is the visitor's cannot be known
+        record = cast("_Kept", presented[0]).record(self._clock())
+        if record.expires <= record.now or self.lifetimes.is_over(record):
+            life.found_nothing()
+            return session
+        session.start(record)
+        life.found(record, record.secret_hash)
+        life.kept_in_cookie()
+        return session
+
+    def cookies(self, session: Session, *, failed: bool = False) -> list[str]:
+        """The Set-Cookie headers of a response that has written its session."""
+        life = session.life
+        if life.unreachable is not None:
+            return []
+        if life.record is not None and life.secret is not None:
+            return self._departures.set(session, self.value(life.record))
+        clears = life.clears if failed else life.clears_cookie
+        return self._departures.clear(session) if clears else []
+
+    def value(self, record: SessionRecord) -> str:
+        """The cookie's value."""
+        fields = [
+            record.created,
+            record.used,
+            record.expires,
+            record.own_idle,
+            record.own_absolute,
+        ]
         text = f"[{json.dumps(fields)[1:-1]},{record.data}]".encode()
         # A multiple of three: base64 then ends without "=", and needs no quotes.
         text += b" " * (-len(text) % 3)
-        return self.keys.sign(self.options.key, text)
+        return self._signatures.sign(text.decode())
 
-    async def commit(self, session: Session, plan: Plan | None) -> None:
-        """Nothing is left to do: `plan` has done it."""
-
-    async def save(self, session: Session) -> None:
-        """Decides on the cookie of this response."""
-        self.plan(session, automatic=False)
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock()
 
     async def reload(self, session: Session) -> None:
         """Drops what has changed since the last save."""
-        session._begin(session._record)
+        session.start(session.life.record)
+        session.open()
+
+    async def increment(self, session: Session, key: str, by: float) -> int | float:
+        """Cannot be: two requests at once would each count for itself."""
+        raise SessionError("increment() needs a store; give session_settings() one")
+
+    async def end_others(self, session: Session) -> int:
+        """Cannot be: nobody knows of the others."""
+        raise SessionError("end_others() needs a store; give session_settings() one")
+
+    async def devices(self, session: Session) -> list[SessionInfo]:
+        """Cannot be: nobody knows of the others."""
+        raise SessionError("devices() needs a store; give session_settings() one")
 
     def lock(
         self, session: Session, timeout: float | None
@@ -136,26 +137,106 @@ class CookieSessionManager(SessionManager):
         """Cannot be: the browser holds the data."""
         raise SessionError("lock() needs a store; give session_settings() one")
 
-    def handle(self, session: Session) -> str | None:
-        """There is none: nothing can be revoked."""
-        return None
+
+class _CookieCommitter(Committer):
+    """Writes the session's cookie instead of a row."""
+
+    def __init__(self, manager: CookieSessionManager) -> None:
+        super().__init__(manager.options, manager.store, manager.lifetimes, Guard(1.0))
+        self._manager = manager
+
+    def next(self, session: Session, *, automatic: bool) -> Step | None:
+        """What the request has written; a renewal alone is nothing."""
+        session.life.no_renewal()
+        step = super().next(session, automatic=automatic)
+        if step is None or step.verb == "delete":
+            return step
+        return step if step.difference or step.change.own or step.signed_in else None
+
+    async def _write(self, session: Session, step: Step) -> None:
+        life = session.life
+        if step.verb == "delete":
+            life.ended(done=True)
+            return
+        life.check_cookie()
+        options, now = self.options, self._manager.now()
+        record = life.record
+        created = record.created if record else now
+        idle, absolute = self._lifetimes.of(session)
+        fixed = record is not None and options.renew is None and not step.change.own
+        expires = record.expires if record and fixed else now + idle
+        if absolute is not None:
+            expires = min(expires, created + absolute)
+        written = SessionRecord(
+            "",
+            encode(dict(dict.items(session.open()))),
+            b"",
+            None,
+            0,
+            created=created,
+            used=now,
+            expires=expires,
+            now=now,
+            turned=now,
+            shown=now,
+            own_idle=session.own_idle,
+            own_absolute=session.own_absolute,
+        )
+        size = len(options.key) + 1 + len(self._manager.value(written))
+        if size > MAX_COOKIE:
+            raise SessionDataError(
+                "all of it",
+                f"its cookie would have {size} bytes, and browsers keep {MAX_COOKIE}; "
+                "keep less in it, or give session_settings() a store",
+            )
+        life.draw(str, str)
+        life.created(written)
+        life.kept_in_cookie()
+        self._written(session, step)
 
 
-def _read(text: str, now: float) -> SessionRecord | None:
-    """The record in a verified value, or None if it is not of this kind."""
+class _Kept(NamedTuple):
+    """What a verified cookie says."""
+
+    data: str
+    created: float
+    used: float
+    expires: float
+    own_idle: int | None
+    own_absolute: int | None
+
+    def record(self, now: float) -> SessionRecord:
+        """The session, as a row would have it."""
+        return SessionRecord(
+            "",
+            self.data,
+            b"",
+            None,
+            0,
+            created=self.created,
+            used=self.used,
+            expires=self.expires,
+            now=now,
+            turned=now,
+            shown=now,
+            own_idle=self.own_idle,
+            own_absolute=self.own_absolute,
+        )
+
+
+def _read(signed: Signed) -> _Kept | None:
+    """What is in a verified value, or None if it is not of this kind."""
     try:
-        created, expires, own_idle, own_absolute, data = json.loads(text)
+        created, used, expires, own_idle, own_absolute, data = json.loads(signed.value)
         if not isinstance(data, dict):
             return None
-        return SessionRecord(
-            text,
+        return _Kept(
             encode(data),
             float(created),
+            float(used),
             float(expires),
-            now,
-            None,
             own_idle,
             own_absolute,
         )
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):  # signed by the application
         return None

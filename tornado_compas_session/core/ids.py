@@ -1,8 +1,11 @@
 """
-Session ids: made, checked, hashed, sealed.
+Session ids: a handle that names the row, and a secret that opens it.
 
-An id is 18 random bytes in 24 characters: a multiple of three, so that the signed value
-ends without `=` and needs no quotes in a cookie.
+The handle (9 random bytes) is the key of the row, never changes and may be shown: it
+opens nothing. The secret (18 random bytes) is the browser's alone; the row holds its
+hash, and it is new at every `regenerate`. Together they are 27 bytes in 36 characters,
+a multiple of three, so that the signed value ends without `=` and needs no quotes in a
+cookie. The pattern is known as split tokens, or selector and verifier.
 """
 
 from __future__ import annotations
@@ -12,58 +15,37 @@ import secrets
 from base64 import urlsafe_b64encode
 from hashlib import sha256
 
-_SHAPE = re.compile(rb"[A-Za-z0-9_-]{24}")
+_ID = re.compile(rb"[A-Za-z0-9_-]{36}")
+_HANDLE = re.compile(r"[A-Za-z0-9_-]{12}")
 
 
-def new_id() -> str:
-    """A fresh id: 144 bits from the operating system."""
+def new_handle() -> str:
+    """A fresh name for a row: 72 bits from the operating system, 12 characters."""
+    return urlsafe_b64encode(secrets.token_bytes(9)).decode("ascii")
+
+
+def new_secret() -> str:
+    """A fresh secret: 144 bits from the operating system, 24 characters."""
     return urlsafe_b64encode(secrets.token_bytes(18)).decode("ascii")
 
 
-def parse_id(value: bytes) -> str | None:
-    """The id in a verified cookie value, or None if it has not the shape of one."""
-    return value.decode("ascii") if _SHAPE.fullmatch(value) else None
-
-
-def hash_id(session_id: str) -> bytes:
-    """
-    What the store keeps instead of the id.
-
-    A plain hash is enough: there is nothing to guess in 144 random bits. And looking up
-    a hash leaks nothing by its timing (CVE-2019-16782).
-    """
-    return sha256(session_id.encode()).digest()
-
-
-def handle_of(id_hash: bytes) -> str:
-    """The name of a session in lists: half of its hash, useless as a cookie."""
-    return id_hash[:16].hex()
-
-
-def handle_range(handle: str) -> tuple[bytes, bytes] | None:
-    """The lowest and the highest hash that a handle stands for; None if it is none."""
-    try:
-        half = bytes.fromhex(handle)
-    except (ValueError, TypeError):
+def parse_id(value: bytes) -> tuple[str, str] | None:
+    """The handle and the secret in a verified cookie value; None if it is no id."""
+    if not _ID.fullmatch(value):
         return None
-    return (half + bytes(16), half + b"\xff" * 16) if len(half) == 16 else None
+    text = value.decode("ascii")
+    return text[:12], text[12:]
 
 
-def seal(new: str, old: str) -> bytes:
+def is_handle(text: object) -> bool:
+    """Whether a text has the shape of a handle; whatever else comes names no row."""
+    return isinstance(text, str) and _HANDLE.fullmatch(text) is not None
+
+
+def hash_secret(secret: str) -> bytes:
     """
-    The new id, readable with the old one only.
+    What the row keeps instead of the secret.
 
-    The pad is another hash of the old id than the one that is stored, so the table
-    alone reveals nothing, and a request with the old id can be given the new one.
+    A plain hash is enough: there is nothing to guess in 144 random bits.
     """
-    return _pad(new.encode("ascii"), old)
-
-
-def unseal(sealed: bytes, old: str) -> str:
-    """The inverse of `seal`; the caller checks the result against its hash."""
-    return _pad(sealed, old).decode("latin-1")
-
-
-def _pad(text: bytes, old: str) -> bytes:
-    pad = sha256(b"tornado-compas-session/successor:" + old.encode()).digest()
-    return bytes(a ^ b for a, b in zip(text, pad, strict=False))
+    return sha256(secret.encode()).digest()

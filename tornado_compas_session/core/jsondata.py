@@ -8,6 +8,7 @@ refuses (NUL, lone surrogates) or changes (a float like 1e23 would come back an 
 
 from __future__ import annotations
 
+import decimal
 import json
 import re
 from collections.abc import Mapping
@@ -103,3 +104,22 @@ def decode_object(text: str) -> dict[str, Any]:
     """The dict of a JSON object that `encode` or the database wrote."""
     # As `json.loads`, without its look for white space around it: there is none.
     return _decode(text)[0]  # type: ignore[no-any-return]
+
+
+# Digits enough for what `encode` lets pass, so that nothing is ever rounded.
+_exactly = decimal.Context(prec=9000, Emax=9000, Emin=-9000)
+
+
+def add_numbers(*texts: str) -> str:
+    """
+    The sum of JSON numbers, as PostgreSQL's numeric adds them: as decimals, exactly.
+
+    Raises `ValueError` for a text that is no number.
+    """
+    total = decimal.Decimal(0)
+    for text in texts:
+        try:
+            total = _exactly.add(total, decimal.Decimal(text))
+        except decimal.InvalidOperation:
+            raise ValueError("no number") from None
+    return format(total, "f")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from tornado_compas_session.core.types import (
-        RetiredId,
+        Identity,
+        Incremented,
+        NewSecret,
         Saved,
         SessionChange,
         SessionInfo,
@@ -87,13 +89,24 @@ class Pool(Protocol):
 
 
 class Locked(Protocol):
-    """A session whose row is locked until the block that obtained it ends."""
+    """
+    A session whose row is locked until the block that obtained it ends.
+
+    What these write is committed when the block ends without an exception. They write
+    to the row as `record` shows it: under its epoch, and with its secret.
+    """
 
     #: The session as it was when the lock was granted.
     record: SessionRecord
 
     async def save(self, change: SessionChange) -> Saved:
-        """Writes the change; committed when the block ends without an exception."""
+        """Writes the change; raises `SessionGone` if the session expired meanwhile."""
+
+    async def regenerate(self, secret: NewSecret, change: SessionChange) -> Saved:
+        """The same, with a new secret."""
+
+    async def delete(self) -> None:
+        """Ends the session."""
 
 
 @runtime_checkable
@@ -104,46 +117,91 @@ class SessionStore(Protocol):
     - Absent, expired and revoked are one and the same: the session is not there.
     - What is not there never comes back: only `create` makes a session, it never
       overwrites one, and everything else writes to live sessions only.
+    - A request writes under the `epoch` that it loaded: once who the visitor is has
+      changed, whatever began before is over, and finds nothing.
     - Writes of one session merge by key, so that parallel requests keep their writes.
     - A write is durable when the call returns. An exception means that the store
-      failed; the write may have happened or not.
-    - Ids are hostile input: they are used only as values, and only a hash is kept.
+      failed; the write may have happened or not. After `StoreUnavailable` for a time
+      limit it does not happen later.
+    - `deadline` is the loop's time by which the caller wants to know; what cannot end
+      by then is not begun.
     """
 
-    async def load(self, session_id: str) -> SessionRecord | RetiredId | None:
+    async def load(
+        self, handle: str, *, deadline: float | None = None
+    ) -> SessionRecord | None:
         """
-        The live session, or None. Reading is no use: it never extends the session.
+        The live session of this name, or None. Reading is no use: it never extends.
 
-        For some seconds after `regenerate` the old id finds the session too (the
-        record then carries the new id); after that it is a `RetiredId`.
+        Whether a secret opens it is for the caller to compare.
         """
 
-    async def create(self, session_id: str, change: SessionChange) -> Saved:
-        """Makes a session; raises `SessionIdTaken`, changing nothing, if it exists."""
+    async def create(
+        self,
+        handle: str,
+        secret_hash: bytes,
+        change: SessionChange,
+        identity: Identity | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> Saved:
+        """Makes a session; raises `HandleTaken`, changing nothing, if it is there."""
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
+    async def save(
+        self,
+        handle: str,
+        epoch: int,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Saved | None:
         """Merges the change into the live session; None if it is not there."""
 
     async def regenerate(
-        self, session_id: str, new_id: str, change: SessionChange, grace: float
+        self,
+        handle: str,
+        epoch: int,
+        secret: NewSecret,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
     ) -> Saved | None:
         """
-        Gives the live session a new id, atomically with the change.
+        Gives the live session a new secret, atomically with the change.
 
-        The old id finds it for `grace` more seconds. None if no live session has
-        `session_id` now; raises `SessionIdTaken` if `new_id` exists.
+        None if it is not there, or has another secret than `secret.mine`.
         """
 
-    async def delete(self, session_id: str) -> bool:
+    async def increment(
+        self,
+        handle: str,
+        epoch: int,
+        key: str,
+        by: str,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Incremented | None:
+        """
+        Adds a number (as JSON text) to the one under a key; absent counts as 0.
+
+        What the change says of the lifetime happens as well. None if the session is
+        not there; raises `SessionDataError` if the key holds anything but a number.
+        """
+
+    async def delete(
+        self, handle: str, epoch: int, *, deadline: float | None = None
+    ) -> bool:
         """Ends the session; False if it was not there, which is fine."""
 
     def lock(
-        self, session_id: str, timeout: float
+        self, handle: str, epoch: int, timeout: float
     ) -> AbstractAsyncContextManager[Locked | None]:
         """
         Locks the row for the length of the block; yields None if it is not there.
 
-        Raises `LockTimeout` when the lock does not come within `timeout` seconds.
+        Raises `LockTimeout` when the lock does not come within `timeout` seconds; with
+        0 it is had at once or not at all.
         """
 
 

@@ -1,10 +1,8 @@
 """
-`Session`: what `self.session` is. A mapping of plain values that knows what changed.
+`Session`: what `self.session` is. A dict of plain values that knows what changed.
 
-A key can only have changed if it was set, deleted, or handed out while mutable. So the
-JSON text of its old value is remembered at that moment, and compared at the end. No
-proxies, no copies; a key that nobody touched costs nothing, and a session that nobody
-touched is not even decoded.
+What it holds is its own; what the row holds is in its `Ledger` (change.py), and where
+it stands in its `Life` (life.py). Its keeper, the manager, does what needs a store.
 """
 
 from __future__ import annotations
@@ -13,21 +11,32 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from tornado_compas_session.core.jsondata import (
-    check_key,
-    decode_object,
-    encode,
-    join_object,
+from tornado_compas_session.core.change import Ledger
+from tornado_compas_session.core.jsondata import check_key, decode_object, encode
+from tornado_compas_session.core.life import Life
+from tornado_compas_session.core.types import (
+    JSON,
+    SessionInfo,
+    SessionRecord,
+    user_text,
 )
-from tornado_compas_session.core.types import JSON, Saved, SessionChange, SessionRecord
-from tornado_compas_session.exceptions import ResponseAlreadySent, SessionDataError
+from tornado_compas_session.exceptions import SessionDataError
 from tornado_compas_session.settings import lifetime_seconds
 
 T = TypeVar("T")
 
 _IMMUTABLE = (str, int, float, bool, type(None))
+
+if TYPE_CHECKING:
+    _Dict = dict[str, JSON]
+else:
+    # The methods are those of a mapping, built on the few below, so that nothing is
+    # handed out or changed unnoticed. That it is a dict as well, and holds its content
+    # itself, is for those who take no other mapping: `json.dumps`, Tornado's `write`.
+    class _Dict(MutableMapping, dict):
+        __slots__ = ()
 
 
 class Keeper(Protocol):
@@ -41,155 +50,158 @@ class Keeper(Protocol):
         self, session: Session, timeout: float | None
     ) -> AbstractAsyncContextManager[None]: ...
 
+    async def increment(self, session: Session, key: str, by: float) -> int | float: ...
+
+    async def end_others(self, session: Session) -> int: ...
+
+    async def devices(self, session: Session) -> list[SessionInfo]: ...
+
     def lifetime(self, session: Session) -> tuple[int, int | None]: ...
 
     def ends_with_browser(self, session: Session) -> bool: ...
 
-    def handle(self, session: Session) -> str | None: ...
 
-
-class Session(MutableMapping[str, JSON]):
+class Session(_Dict):
     """
     The session of one visitor: a mapping from strings to plain JSON values.
 
     Changes, nested ones included, are saved at the end of the request; reading costs
     nothing beyond the load. Values are plain dicts, lists, strings, numbers, booleans
     and None. A value that cannot be kept raises `SessionDataError`, naming its path,
-    when the response is about to leave, and then nothing is saved.
+    when it is saved, and then nothing is.
+
+    `user_id` is who the visitor is: a string of 1 to 255 characters or an integer of 64
+    bits; None or absent is nobody. Setting it to somebody else, or removing it, gives
+    the session a new id, as `regenerate()` does.
     """
 
     __slots__ = (
-        "_before",
-        "_client",
-        "_data",
-        "_doomed",
-        "_fresh",
+        "_busy",
         "_handler",
-        "_insecure",
         "_keeper",
-        "_locked",
+        "_opened",
         "_own",
-        "_own_absolute",
-        "_own_idle",
-        "_raw",
-        "_record",
-        "_regenerate",
-        "_replaced",
-        "_sealed",
-        "_size",
-        "_sized",
-        "_used",
-        "cookie",
+        "block_error",
+        "busy_task",
+        "client",
+        "ledger",
+        "life",
+        "locked",
+        "own_absolute",
+        "own_idle",
+        "own_set",
+        "planned",
+        "used",
     )
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        record: SessionRecord | None = None,
-        cookie: Any = None,
-    ) -> None:
+    def __init__(self, keeper: Keeper, record: SessionRecord | None = None) -> None:
         self._keeper = keeper
-        #: What the browser sent, as far as the manager needs it again.
-        self.cookie = cookie
-        #: Ids whose sessions end when this one is saved.
-        self._doomed: tuple[str, ...] = ()
-        #: Why a change that needs a cookie comes too late, once it does.
-        self._sealed: str | None = None
-        #: Set where no cookie can reach the browser (a Secure one over plain http).
-        self._insecure = False
-        #: Done when the `lock()` block that is open now has ended; None outside of one.
-        self._locked: asyncio.Future[None] | None = None
+        self.life = Life()
         #: The handler asked for it, so the answer may depend on the cookie.
-        self._used = False
-        #: The cookie is due even where it is not sent with every response.
-        self._fresh = False
+        self.used = False
         #: User agent and address, where they are to be recorded.
-        self._client: tuple[str, str | None] | None = None
+        self.client: tuple[str, str | None] | None = None
         #: The handler whose `current_user` depends on it, weakly.
         self._handler: Callable[[], Any] | None = None
-        self._begin(record)
+        #: One commit at a time; and the block of `lock()` that is open now.
+        self._busy: asyncio.Lock | None = None
+        self.busy_task: asyncio.Task[Any] | None = None
+        self.locked = False
+        #: What is to be written first, where that was decided already.
+        self.planned: Any = None
+        #: What a block of `lock()` failed with in which the response was finished.
+        self.block_error: BaseException | None = None
+        self.start(record)
 
-    def _begin(self, record: SessionRecord | None) -> None:
-        """Forgets everything, and starts from a stored session or from none."""
-        self._record = record
-        self._raw = None if record is None else record.data
-        self._data: dict[str, JSON] | None = None
-        #: For each key that may have changed, its JSON text before (None: absent).
-        self._before: dict[str, str | None] | None = None
-        #: Set while the whole content is to be replaced.
-        self._replaced: object | None = None
-        self._regenerate = False
-        #: Bytes of the stored JSON, counted when a change first asks.
-        self._size: int | None = None
-        #: The last answer of `size`, and for which change.
-        self._sized: tuple[Mapping[str, str], int] | None = None
-        self._own = False
-        self._own_idle = None if record is None else record.own_idle
-        self._own_absolute = None if record is None else record.own_absolute
+    def start(self, record: SessionRecord | None) -> None:
+        """Forgets the content, and starts from a stored session or from none."""
+        self.ledger = Ledger(None if record is None else record.data)
+        self._opened = record is None
+        dict.clear(self)
+        self.own_set = False
+        self.own_idle = None if record is None else record.own_idle
+        self.own_absolute = None if record is None else record.own_absolute
 
     # ── the mapping ──────────────────────────────────────────────────────────────
 
-    @property
-    def _content(self) -> dict[str, JSON]:
-        if self._data is None:
-            self._data = {} if self._raw is None else decode_object(self._raw)
-        return self._data
-
-    def _remember(self, key: str) -> None:
-        """Notes what a key held, the first time that it may change."""
-        before = self._before
-        if before is None:
-            before = self._before = {}
-        if self._replaced is None and key not in before:
-            content = self._content
-            # What was loaded was stored once, so this cannot fail; what was set in
-            # this request is in `before` already.
-            before[key] = encode(content[key]) if key in content else None
+    def open(self) -> Session:
+        """Decodes the content, which happens when the session is first asked for."""
+        if not self._opened:
+            self._opened = True
+            dict.update(self, self.ledger.decode())
+        return self
 
     def __getitem__(self, key: str) -> JSON:
-        value = self._content[key]
+        value = dict.__getitem__(self, key)
         if not isinstance(value, _IMMUTABLE):
-            self._remember(key)
+            self.ledger.note(key, self)
         return value
 
     def get(self, key: str, default: JSON = None) -> JSON:
         """The value of a key, or the default."""
         # The inherited one raises and catches a KeyError, for most of its time.
-        return self[key] if key in self._content else default
+        return self[key] if dict.__contains__(self, key) else default
 
     def __setitem__(self, key: str, value: JSON) -> None:
         check_key(key)
-        self._check_open()
-        self._remember(key)
-        self._content[key] = value
+        life = self.life
+        life.check_open()
+        if key == "user_id":
+            self._check_user(value)
+        self.ledger.note(key, self)
+        dict.__setitem__(self, key, value)
         if key == "user_id":
             self._changed_identity()
 
     def __delitem__(self, key: str) -> None:
-        if key not in self._content:
+        if not dict.__contains__(self, key):
             raise KeyError(key)
-        self._check_open()
-        self._remember(key)
-        del self._content[key]
+        self.life.check_open()
+        if key == "user_id":
+            self._check_user(None)
+        self.ledger.note(key, self)
+        dict.__delitem__(self, key)
         if key == "user_id":
             self._changed_identity()
 
+    # Python, so that `dict(session)` does not take the values past `__getitem__`.
     def __iter__(self) -> Iterator[str]:
-        return iter(self._content)
+        return dict.__iter__(self)
 
-    def __len__(self) -> int:
-        return len(self._content)
+    def __reversed__(self) -> Iterator[str]:
+        return dict.__reversed__(self)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._content
+    __len__ = dict.__len__
+    __contains__ = dict.__contains__
+
+    def copy(self) -> dict[str, JSON]:
+        """A plain dict of it; nested values are shared, as with any dict."""
+        return dict(self)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: object) -> dict[str, JSON]:
+        return decode_object(encode(dict(dict.items(self))))
+
+    def __or__(self, other: Any) -> dict[str, JSON]:  # type: ignore[override]
+        return (
+            dict(self) | dict(other) if isinstance(other, Mapping) else NotImplemented
+        )
+
+    def __ror__(self, other: Any) -> dict[str, JSON]:  # type: ignore[override]
+        return (
+            dict(other) | dict(self) if isinstance(other, Mapping) else NotImplemented
+        )
+
+    def __ior__(self, other: Any) -> Session:  # type: ignore[override]
+        self.update(other)
+        return self
 
     def clear(self) -> None:
         """
-        Empties the session. One that the browser holds an id of gets a new id as well,
-        so that a known id never leads to what is written next.
+        Empties the session. Who is signed in is so no more, and gets a new id with
+        that; anybody else keeps theirs.
         """
-        if self._record is not None:
-            self.regenerate()
         self.replace({})
 
     def replace(self, content: Mapping[str, JSON]) -> None:
@@ -199,13 +211,30 @@ class Session(MutableMapping[str, JSON]):
                 "a session is a dict with string keys, or None to end it; "
                 f"got {type(content).__name__}"
             )
-        self._check_open()
         content = dict(content)
         for key in content:
             check_key(key)
-        self._data = content
-        self._replaced = object()
+        self.life.check_open()
+        self._check_user(content.get("user_id"))
+        self.open()
+        self.ledger.replace()
+        dict.clear(self)
+        dict.update(self, content)
         self._changed_identity()
+
+    def _check_user(self, value: JSON) -> None:
+        """Whether `user_id` may become this, now."""
+        user = user_text(value)
+        if user != self.user:
+            self.life.check_open(cookie=True)
+
+    @property
+    def user(self) -> str | None:
+        """Who the visitor is, as text; None is nobody."""
+        try:
+            return user_text(dict.get(self, "user_id"))
+        except SessionDataError:  # written to the row by somebody else
+            return None
 
     def typed(self, kind: type[T]) -> T:
         """
@@ -217,11 +246,11 @@ class Session(MutableMapping[str, JSON]):
         return cast(T, self)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Session):
-            return self is other or dict(self) == dict(other)
-        return dict(self) == other if isinstance(other, Mapping) else NotImplemented
+        if self is other:
+            return True
+        return dict(self) == dict(other) if isinstance(other, Mapping) else False
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __repr__(self) -> str:
         # Neither data nor id: this ends up in logs.
@@ -233,38 +262,46 @@ class Session(MutableMapping[str, JSON]):
     @property
     def is_new(self) -> bool:
         """True while no stored session stands behind this one."""
-        return self._record is None
+        return self.life.record is None
 
     @property
     def untouched(self) -> bool:
         """True if nothing was set, ended or handed out that could have been changed."""
-        return not (
-            self._before
-            or self._own
-            or self._regenerate
-            or self._doomed
-            or self._replaced is not None
+        life = self.life
+        return (
+            self.ledger.untouched
+            and not self.own_set
+            and not life.regenerating
+            and life.doomed is None
         )
 
     @property
     def modified(self) -> bool:
         """Whether there is anything to save; a due renewal does not count."""
-        if self._doomed or self._regenerate or self._own or self._replaced is not None:
-            return bool(self._doomed or not self.is_new or self._content)
+        life = self.life
+        if life.doomed is not None:
+            return True
+        if life.record is not None and (life.regenerating or self.own_set):
+            return True
+        if self.ledger.untouched:
+            return False
         try:
-            return not self.change().only_renews
+            difference = self.ledger.difference(self)
         except SessionDataError:
             return True
+        return bool(difference if life.record is not None else difference.changed)
 
     @property
     def created_at(self) -> datetime | None:
         """When the session was created, by the store's clock; None if it is new."""
-        return _datetime(self._record and self._record.created)
+        record = self.life.record
+        return None if record is None else _datetime(record.created)
 
     @property
     def expires(self) -> datetime | None:
         """When the session expires unless it is used; None if it is new."""
-        return _datetime(self._record and self._record.expires)
+        record = self.life.record
+        return None if record is None else _datetime(record.expires)
 
     @property
     def auth_time(self) -> datetime | None:
@@ -273,20 +310,26 @@ class Session(MutableMapping[str, JSON]):
 
         None for a session in which nobody has.
         """
-        return _datetime(self._record and self._record.authenticated)
+        record = self.life.record
+        return None if record is None else _datetime(record.authenticated)
 
     def is_fresh(self, seconds: float | timedelta) -> bool:
         """Whether the user signed in at most so many seconds ago (store's clock)."""
-        if self._record is None or self._record.authenticated is None:
+        record = self.life.record
+        if record is None or record.authenticated is None:
             return False
         if isinstance(seconds, timedelta):
             seconds = seconds.total_seconds()
-        return self._record.now - self._record.authenticated <= seconds
+        return record.now - record.authenticated <= seconds
 
     @property
     def handle(self) -> str | None:
-        """Names the session in lists and in `revoke`; not its id. None if it is new."""
-        return self._keeper.handle(self)
+        """
+        Names the session in lists and in `revoke`, from its creation to its end; it is
+        not the id, and opens nothing. None if it is new.
+        """
+        record = self.life.record
+        return None if record is None else record.handle or None
 
     @property
     def max_age(self) -> float | str:
@@ -302,9 +345,9 @@ class Session(MutableMapping[str, JSON]):
 
     @max_age.setter
     def max_age(self, value: float | timedelta | str | None) -> None:
-        self._check_open()
-        self._own_idle = None if value is None else lifetime_seconds(value)
-        self._own = True
+        self.life.check_open()
+        self.own_idle = None if value is None else lifetime_seconds(value)
+        self.own_set = True
 
     @property
     def absolute_max_age(self) -> float | None:
@@ -313,12 +356,12 @@ class Session(MutableMapping[str, JSON]):
 
     @absolute_max_age.setter
     def absolute_max_age(self, value: float | timedelta | None) -> None:
-        self._check_open()
+        self.life.check_open()
         seconds = None if value is None else lifetime_seconds(value, "absolute_max_age")
         if seconds is not None and seconds < 0:
             raise ValueError('absolute_max_age is a number of seconds, not "session"')
-        self._own_absolute = seconds
-        self._own = True
+        self.own_absolute = seconds
+        self.own_set = True
 
     # ── what it can be told ──────────────────────────────────────────────────────
 
@@ -326,15 +369,18 @@ class Session(MutableMapping[str, JSON]):
         """
         Gives the session a new id with the next save, and keeps its data.
 
-        Call it whenever the visitor's rights change: sign-in, sign-out of a role. The
-        old id is honoured for a few seconds more (`regenerate_grace`), for requests in
-        flight. A session that is new has no id that anybody could know, so nothing
-        happens. Raises `ResponseAlreadySent` when the cookie cannot be sent any more.
+        Call it when the visitor's rights change; where `user_id` changes it happens by
+        itself. The former id is honoured until the new one has been shown, and for
+        `regenerate_grace` seconds after that, for requests in flight: so a reply that
+        is lost signs nobody out, and a copied id lives until then. (Where `user_id`
+        changes, the former id is of no use from that moment on.) A session that is new
+        has no id that anybody could know, so nothing happens. Raises
+        `ResponseAlreadySent` when the cookie cannot be sent any more.
         """
-        if self._sealed:
-            raise ResponseAlreadySent(self._sealed)
-        if self._record is not None:
-            self._regenerate = True
+        life = self.life
+        life.check_open(cookie=True)
+        if life.record is not None:
+            life.regenerating = True
         self._changed_identity()
 
     def destroy(self) -> None:
@@ -344,11 +390,13 @@ class Session(MutableMapping[str, JSON]):
         The row is deleted and the cookie cleared with the next save; the mapping is
         empty and new at once. Does nothing if there is no session. Once the headers
         have left, the row is deleted all the same, and the cookie is cleared when the
-        browser next shows it.
+        browser next shows it. One that belongs to another visitor by now is left alone.
         """
-        if self._record is not None:
-            self._doomed = (*self._doomed, self._record.id)
-        self._begin(None)
+        if not self.life.strange:
+            if self.life.record is not None:
+                self.life.check_open()
+            self.life.end()
+        self.start(None)
         self._changed_identity()
 
     async def save(self) -> None:
@@ -365,9 +413,23 @@ class Session(MutableMapping[str, JSON]):
         """
         Takes the session afresh from the store; unsaved changes are dropped.
 
-        Raises `SessionGone` if it has ended meanwhile. A new session becomes empty.
+        Raises `SessionGone` if it has ended meanwhile, or belongs to another visitor. A
+        new session becomes empty.
         """
         await self._keeper.reload(self)
+
+    async def increment(self, key: str, by: float = 1) -> int | float:
+        """
+        Adds to a number in the store, at once and without a lock; returns the sum.
+
+        A key that is absent counts as 0. However many requests do so at the same
+        moment, each addition counts once, and each gets its own sum. The addition is
+        committed when this returns, and an error later in the request does not undo it.
+        In a session that is new it is a change like any other, saved at the end.
+        Raises `SessionDataError` if the key holds anything but a number, or `by` is
+        none; after `StoreUnavailable` it may have happened or not.
+        """
+        return await self._keeper.increment(self, key, by)
 
     def lock(self, timeout: float | None = None) -> AbstractAsyncContextManager[None]:
         """
@@ -376,128 +438,44 @@ class Session(MutableMapping[str, JSON]):
         The row is locked and its data is taken afresh; at the end of the block what
         changed is saved and the lock released; an exception undoes the block's
         changes, here and in the store. Raises `LockTimeout` if the lock does not come
-        within `timeout` seconds (the option `timeout` unless given), `SessionGone` if
-        the session has ended. Keep the block short: it holds a connection.
+        within `timeout` seconds (the option `timeout` unless given; 0 does not wait),
+        `SessionGone` if the session has ended. Keep the block short: it holds a
+        connection. To count, use `increment()`.
         """
         return self._keeper.lock(self, timeout)
 
+    async def end_others(self) -> int:
+        """
+        Signs the user out everywhere else: ends all sessions of this `user_id` but this
+        one, at once; returns how many. Raises `SessionDataError` where nobody is signed
+        in.
+        """
+        return await self._keeper.end_others(self)
+
+    async def devices(self) -> list[SessionInfo]:
+        """
+        The live sessions of this `user_id`, last used first, this one marked `current`.
+
+        Raises `SessionDataError` where nobody is signed in.
+        """
+        return await self._keeper.devices(self)
+
     # ── for the manager ──────────────────────────────────────────────────────────
 
-    def change(self) -> SessionChange:
-        """What to write; raises `SessionDataError` for what cannot be kept."""
-        changed: dict[str, str] = {}
-        removed: list[str] = []
-        if self._replaced is not None:
-            for key, value in self._content.items():
-                changed[key] = encode(value, key)
-        elif self._before:
-            content = self._content
-            for key, before in self._before.items():
-                if key not in content:
-                    if before is not None:
-                        removed.append(key)
-                elif (text := encode(content[key], key)) != before:
-                    changed[key] = text
-        return SessionChange(
-            changed,
-            tuple(removed),
-            replace=self._replaced is not None,
-            own=self._own,
-            own_idle=self._own_idle,
-            own_absolute=self._own_absolute,
-        )
+    def busy(self) -> asyncio.Lock:
+        """Held by whoever commits this session, or has its row locked."""
+        if self._busy is None:
+            self._busy = asyncio.Lock()
+        return self._busy
 
-    def committed(self, saved: Saved, change: SessionChange, mark: object) -> None:
-        """
-        Takes over the outcome of a save; `mark` is the `_replaced` that it wrote.
-
-        Changes made while the save was under way stay changes, and so do those yet to
-        come to values that were handed out before it.
-        """
-        self._size = self.size(change)
-        before = self._record
-        if before is None or (before.id, before.expires) != (saved.id, saved.expires):
-            self._fresh = True
-        self._record = SessionRecord(
-            saved.id,
-            self._raw or "{}",
-            saved.created,
-            saved.expires,
-            saved.now,
-            saved.authenticated,
-            self._own_idle,
-            self._own_absolute,
-        )
-        if self._replaced is mark:
-            self._replaced = None
-            if change.replace or self._before is None:
-                self._before = {}  # the row has none of what was there before
-            self._before.update(change.changed)
-            for key in change.removed:
-                self._before[key] = None
-        if (self._own_idle, self._own_absolute) == (
-            change.own_idle,
-            change.own_absolute,
-        ):
-            self._own = False
-
-    def rebase(self, record: SessionRecord, change: SessionChange) -> None:
-        """Starts from what is stored now, with the unsaved changes on top of it."""
-        own = self._own, self._own_idle, self._own_absolute
-        regenerate = self._regenerate
-        self._begin(record)
-        self._regenerate = regenerate
-        if own[0]:
-            self._own, self._own_idle, self._own_absolute = own
-        fresh = decode_object(join_object(change.changed))
-        if change.replace:
-            self.replace(fresh)
-        else:
-            self.update(fresh)
-            for key in change.removed:
-                self.pop(key, None)
-
-    def size(self, change: SessionChange) -> int:
-        """The bytes that the session's JSON will have, once the change is merged."""
-        if self._sized is not None and self._sized[0] is change.changed:
-            return self._sized[1]  # asked before the save, and again after it
-        if self._size is None:
-            self._size = len((self._raw or "{}").encode())
-        base = total = 2 if change.replace else self._size
-        if not change.replace and self._before is not None:
-            for key in (*change.changed, *change.removed):
-                before = self._before.get(key)
-                if before is not None:
-                    total -= _entry_size(key, before)
-        for key, text in change.changed.items():
-            total += _entry_size(key, text)
-        if base == 2 and change.changed:
-            total -= 1  # the first entry of an empty object needs no comma
-        self._sized = change.changed, total
-        return total
-
-    @property
-    def _blank(self) -> bool:
-        """True if it came without a valid cookie, and nothing was done to it."""
-        return self._record is None and self.cookie is None and self.untouched
-
-    def _check_open(self) -> None:
-        # A new session needs a cookie, so its content is as late as its cookie.
-        if self._sealed and self._record is None:
-            raise ResponseAlreadySent(self._sealed)
+    def bind(self, handler: Callable[[], Any]) -> None:
+        """Names the handler to tell when who the visitor is may have changed."""
+        self._handler = handler
 
     def _changed_identity(self) -> None:
         handler = None if self._handler is None else self._handler()
         if handler is not None:
             handler._session_changed()
-
-
-def _entry_size(key: str, text: str) -> int:
-    plain = key.isascii() and key.isidentifier()  # as most are: they need no escapes
-    quoted = len(key) + 2 if plain else len(encode(key).encode())
-    return (
-        quoted + (len(text) if text.isascii() else len(text.encode())) + 2
-    )  # a colon, a comma
 
 
 def _datetime(seconds: float | None) -> datetime | None:

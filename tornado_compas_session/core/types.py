@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+from tornado_compas_session.core.jsondata import decode_object
+from tornado_compas_session.exceptions import SessionDataError
+
 #: What a session may hold. `Any` where Python's type system would need recursion that
 #: makes `session["cart"]["items"]` unusable under mypy strict.
 JSON: TypeAlias = Any
@@ -18,14 +21,23 @@ class SessionRecord(NamedTuple):
     clock of the store; `now` is that clock at the moment of reading.
     """
 
-    #: Its id now. Differs from the id that was asked for while the latter is honoured
-    #: after a `regenerate`.
-    id: str
+    handle: str
     #: The JSON object, as text; decoded when the session is first touched.
     data: str
+    #: SHA-256 of the secret that opens it now, and of the one before. The latter is
+    #: None when who the visitor is has changed since: then nobody may use it any more.
+    secret_hash: bytes
+    former_hash: bytes | None
+    #: How often who the visitor is has changed.
+    epoch: int
     created: float
+    #: When it was last written, which a use does at the latest after `renew` seconds.
+    used: float
     expires: float
     now: float
+    #: When the current secret was made, and when it was first presented, if it was.
+    turned: float
+    shown: float | None
     #: When the user last signed in (`regenerate`, or `user_id` was set); None if never.
     authenticated: float | None = None
     #: This session's own lifetimes in seconds; None follows the options. A negative
@@ -40,6 +52,19 @@ class RetiredId(NamedTuple):
     #: The handle of the session that has moved on, for `revoke`.
     handle: str
     user_id: str | None
+
+
+class Identity(NamedTuple):
+    """
+    Who the visitor is from now on, where a write changes that: nobody's former secret
+    opens the session any more, and no request from before writes to it.
+    """
+
+    #: `user_id` as text; None is nobody.
+    user_id: str | None
+    #: The most sessions that this user may have; those unused longest end in the same
+    #: transaction, and never this one.
+    allowed: int | None = None
 
 
 class SessionChange(NamedTuple):
@@ -62,7 +87,10 @@ class SessionChange(NamedTuple):
     own: bool = False
     own_idle: int | None = None
     own_absolute: int | None = None
-    #: Written when a session is created or regenerated, if recording is switched on.
+    #: The hash of the secret that this request came with: if it is the current one, it
+    #: has been shown now, and the grace of the one before begins to end.
+    shown: bytes | None = None
+    #: Written when a session is created or gets a new secret, if it is to be recorded.
     user_agent: str | None = None
     address: str | None = None
 
@@ -72,19 +100,37 @@ class SessionChange(NamedTuple):
         return not (self.changed or self.removed or self.replace or self.own)
 
 
-class Saved(NamedTuple):
-    """A committed write: the id that the session has now, and its times."""
+class NewSecret(NamedTuple):
+    """A new secret for a live session: only whoever has the current one may set it."""
 
-    id: str
-    created: float
+    #: The hash that the row must have, and the one that it gets.
+    mine: bytes
+    new: bytes
+    #: Set where who the visitor is changes with it.
+    identity: Identity | None = None
+    #: Whether the user has just signed in (again): dates `authenticated`. None leaves
+    #: the date, False removes it.
+    signed_in: bool | None = None
+
+
+class Saved(NamedTuple):
+    """A committed write: the times of the session now."""
+
     expires: float
     now: float
     authenticated: float | None = None
 
 
+class Incremented(NamedTuple):
+    """A committed increment: the number as JSON text, and the times."""
+
+    text: str
+    saved: Saved
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One session of a user, for a list; carries neither its id nor its data."""
+    """One session of a user, for a list; carries neither its secret nor its data."""
 
     #: Names the session in `revoke(handle)`; safe to show, useless as a cookie.
     handle: str
@@ -96,3 +142,46 @@ class SessionInfo:
     address: str | None = None
     #: True for the session that asked.
     current: bool = False
+
+
+def user_text(user_id: object) -> str | None:
+    """
+    `user_id` as the store knows it; None is nobody.
+
+    Raises `SessionDataError` for anything but a string of 1 to 255 characters, an
+    integer of 64 bits, or None: what prints in two ways (True, 1e22) would be listed
+    and revoked under one and kept under the other.
+    """
+    if user_id is None:
+        return None
+    if isinstance(user_id, str):
+        if not 1 <= len(user_id) <= 255:
+            raise SessionDataError(
+                "user_id", f"it has {len(user_id)} characters, and 1 to 255 are allowed"
+            )
+        return user_id
+    if isinstance(user_id, int) and not isinstance(user_id, bool):
+        if not -(2**63) <= user_id < 2**63:
+            raise SessionDataError("user_id", "an integer of more than 64 bits")
+        return int.__repr__(user_id)
+    raise SessionDataError(
+        "user_id",
+        f"it is a string or an integer, and not {type(user_id).__name__}; keep the "
+        "name or number of the user there, and the rest under keys of its own",
+    )
+
+
+def known_user(user_id: object) -> str:
+    """As `user_text`, where nobody is no answer: sessions of None are not listed."""
+    user = user_text(user_id)
+    if user is None:
+        raise SessionDataError("user_id", "None is nobody; name a user")
+    return user
+
+
+def user_of(record: SessionRecord) -> str | None:
+    """Who the visitor of a session is, as text; None is nobody."""
+    try:
+        return user_text(decode_object(record.data).get("user_id"))
+    except SessionDataError:  # written to the row by somebody else
+        return None

@@ -5,6 +5,10 @@ With nothing under way an item leaves at once, alone; while a query is under way
 arrives waits for the next. So batches grow with the load by themselves, and an idle
 server's latency does not. Only when something has waited for `patience` seconds, as a
 query is slow, does a further one go beside it, up to `lanes` of them.
+
+Every item has a deadline: the moment when its request wants to know. What cannot end by
+then is not begun, and what is begun is told how long it may take; so what was answered
+503 does not happen later.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tornado_compas_session.exceptions import StoreError, StoreUnavailable
 
@@ -23,16 +27,42 @@ Waiter = asyncio.Future[Any]
 
 #: Outcomes by key: a result, an exception for this key alone, or a task that will tell.
 Outcomes = Mapping[Any, Any]
+#: Sends a batch, which may take so many seconds.
+Send = Callable[[dict[Any, Item], float], Awaitable[Outcomes]]
+
+
+class Each(tuple[Any, ...]):
+    """An outcome for each of those who share an item, in their order."""
+
+    __slots__ = ()
+
+
+class _Entry(NamedTuple):
+    key: Hashable
+    item: Any
+    waiter: Waiter
+    deadline: float
+
+
+def reserve(timeout: float) -> float:
+    """
+    The seconds of a time limit that are kept for the cancelling: a request is answered
+    503 once it is known that its write does not happen any more.
+    """
+    return min(0.5, timeout / 10)
 
 
 class Batcher(Generic[Item, Result]):
     """
     Collects items by key and hands them to `send` in batches.
 
-    - A key is never twice in one batch: equal items share (`share`), others wait.
-    - A waiter that goes away (cancelled, out of time) does not touch its neighbours.
+    - A key is never twice in one batch: items that `join` makes one of share, others
+      wait for the next.
+    - A waiter that goes away (cancelled, out of time) does not touch its neighbours,
+      and nothing is sent for it.
     - If `send` raises, exactly the waiters of that batch get the exception; if it takes
-      longer than `timeout` seconds they get `StoreUnavailable`, and its lane is free.
+      longer than the first of their deadlines they get `StoreUnavailable`, and its lane
+      is free.
     - Beyond `max_waiting` items, `submit` raises `StoreUnavailable` at once.
     """
 
@@ -42,11 +72,11 @@ class Batcher(Generic[Item, Result]):
 
     __slots__ = (
         "_abandoned",
+        "_join",
         "_looked_at",
         "_patience_timer",
         "_queue",
         "_send",
-        "_share",
         "_under_way",
         "lanes",
         "max_batch",
@@ -56,35 +86,51 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        send: Callable[[dict[Any, Item]], Awaitable[Outcomes]],
+        send: Send[Item],
         *,
-        share: Callable[[Item, Item], bool],
+        join: Callable[[Item, Item], Item | None],
         lanes: int,
         max_batch: int,
         max_waiting: int,
         timeout: float,
     ) -> None:
         self._send = send
-        self._share = share
+        self._join = join
         self.lanes = lanes
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.timeout = timeout
-        self._queue: deque[tuple[Hashable, Item, Waiter]] = deque()
+        self._queue: deque[_Entry] = deque()
         self._looked_at: Waiter | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
-        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle | None] = {}
         # Tasks that were given up: kept until they end, or they would be collected.
         self._abandoned: set[asyncio.Task[None]] = set()
 
-    def submit(self, key: Hashable, item: Item) -> asyncio.Future[Result]:
+    @property
+    def waiting(self) -> int:
+        """How many items are waiting for a query."""
+        return len(self._queue)
+
+    @property
+    def under_way(self) -> int:
+        """How many queries are under way."""
+        return len(self._under_way)
+
+    def submit(
+        self, key: Hashable, item: Item, deadline: float | None = None
+    ) -> asyncio.Future[Result]:
         """The outcome for this item; or what its batch, or it alone, met."""
         if len(self._queue) >= self.max_waiting:
             raise StoreUnavailable(
                 f"{len(self._queue)} requests are waiting for the session store already"
             )
-        waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._queue.append((key, item, waiter))
+        loop = asyncio.get_running_loop()
+        waiter: Waiter = loop.create_future()
+        limit = loop.time() + self.timeout
+        if deadline is not None and deadline < limit:
+            limit = deadline
+        self._queue.append(_Entry(key, item, waiter, limit))
         if not self._under_way:
             self._start()
         elif self._patience_timer is None and len(self._under_way) < self.lanes:
@@ -93,14 +139,14 @@ class Batcher(Generic[Item, Result]):
 
     def _watch(self) -> None:
         """Looks after a while whether the first in the queue is still waiting."""
-        self._looked_at = self._queue[0][2]
+        self._looked_at = self._queue[0].waiter
         self._patience_timer = asyncio.get_running_loop().call_later(
             self.patience, self._look
         )
 
     def _look(self) -> None:
         self._patience_timer = None
-        if self._queue and self._queue[0][2] is self._looked_at:
+        if self._queue and self._queue[0].waiter is self._looked_at:
             self._start()
         self._looked_at = None
         if self._queue and len(self._under_way) < self.lanes:
@@ -108,40 +154,50 @@ class Batcher(Generic[Item, Result]):
 
     def _start(self) -> None:
         """Opens a lane for the next batch."""
-        loop = asyncio.get_running_loop()
-        waiters: dict[Hashable, list[Waiter]] = {}
-        task = loop.create_task(self._run(waiters))
-        self._under_way[task] = loop.call_later(
-            self.timeout, self._give_up, task, waiters
-        )
+        task = asyncio.get_running_loop().create_task(self._run())
+        self._under_way[task] = None
         task.add_done_callback(self._ended)
 
-    def _next(self, waiters: dict[Hashable, list[Waiter]]) -> dict[Hashable, Item]:
-        """Takes the next batch from the queue: its items, and who waits for each."""
+    def _next(self, now: float) -> tuple[dict[Hashable, Item], dict[Any, Any], float]:
+        """The next batch: its items, who waits for each, and their first deadline."""
         items: dict[Hashable, Item] = {}
+        waiters: dict[Hashable, list[Waiter]] = {}
         queue, later = self._queue, []
+        first, spare = now + self.timeout, reserve(self.timeout)
         while queue and len(items) < self.max_batch:
             entry = queue.popleft()
-            key, item, waiter = entry
+            key, item, waiter, deadline = entry
             if waiter.done():  # gone: cancelled while it waited
+                continue
+            if deadline - now <= spare:
+                _fail([waiter], _too_late(self.timeout))
                 continue
             if key not in items:
                 items[key] = item
                 waiters[key] = [waiter]
-            elif self._share(items[key], item):
-                waiters[key].append(waiter)
             else:
-                later.append(entry)
+                joined = self._join(items[key], item)
+                if joined is None:
+                    later.append(entry)
+                    continue
+                items[key] = joined
+                waiters[key].append(waiter)
+            first = min(first, deadline)
         queue.extendleft(reversed(later))
-        return items
+        return items, waiters, first
 
-    async def _run(self, waiters: dict[Hashable, list[Waiter]]) -> None:
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         # Not before this task's turn: what else came in by then goes with it.
-        items = self._next(waiters)
+        items, waiters, until = self._next(now)
         if not items:
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[task] = loop.call_at(until, self._give_up, task, waiters)
         try:
-            outcomes = await self._send(items)
+            outcomes = await self._send(items, until - now - reserve(self.timeout))
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 # Ours after the time limit, or a driver's whose other caller left.
@@ -163,9 +219,7 @@ class Batcher(Generic[Item, Result]):
     def _give_up(
         self, task: asyncio.Task[None], waiters: dict[Hashable, list[Waiter]]
     ) -> None:
-        error = StoreUnavailable(
-            f"the session store did not answer within {self.timeout:g} seconds"
-        )
+        error = _too_late(self.timeout)
         for group in waiters.values():
             _fail(group, error)
         # Not awaited: a driver may take long to cancel. The lane is free meanwhile, and
@@ -179,17 +233,29 @@ class Batcher(Generic[Item, Result]):
         self._free(task)
 
     def _free(self, task: asyncio.Task[None]) -> None:
-        timer = self._under_way.pop(task, None)
-        if timer is not None:
-            timer.cancel()
+        if task in self._under_way:
+            timer = self._under_way.pop(task)
+            if timer is not None:
+                timer.cancel()
             if self._queue:
                 self._start()
 
 
+def _too_late(timeout: float) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the session store did not answer within {timeout:g} seconds"
+    )
+
+
 def _tell(group: list[Waiter], outcome: Any) -> None:
-    for waiter in group:
-        if not waiter.done():
-            waiter.set_result(outcome)
+    each = outcome if isinstance(outcome, Each) else (outcome,) * len(group)
+    for waiter, own in zip(group, each, strict=True):
+        if waiter.done():
+            continue
+        if isinstance(own, Exception):
+            _fail([waiter], own)
+        else:
+            waiter.set_result(own)
 
 
 def _fail(group: list[Waiter], error: BaseException) -> None:

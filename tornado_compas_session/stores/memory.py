@@ -9,44 +9,50 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tornado_compas_session.core.ids import handle_of, handle_range, hash_id
-from tornado_compas_session.core.jsondata import decode_object, encode, join_object
+from tornado_compas_session.core.jsondata import add_numbers, join_object
 from tornado_compas_session.core.types import (
-    RetiredId,
+    Identity,
+    Incremented,
+    NewSecret,
     Saved,
     SessionChange,
     SessionInfo,
     SessionRecord,
+    known_user,
 )
-from tornado_compas_session.exceptions import LockTimeout, SessionIdTaken
+from tornado_compas_session.exceptions import (
+    HandleTaken,
+    LockTimeout,
+    SessionDataError,
+    SessionGone,
+)
 
 
 @dataclass(slots=True)
 class _Row:
-    id: str
-    data: dict[str, str]  # key to JSON text
+    handle: str
+    secret_hash: bytes
     created: float
-    updated: float
+    used: float
     expires: float
+    turned: float
+    shown: float | None
+    former_hash: bytes | None = None
+    epoch: int = 0
+    data: dict[str, str] = field(default_factory=dict)  # key to JSON text
+    user_id: str | None = None
     authenticated: float | None = None
     own_idle: int | None = None
     own_absolute: int | None = None
-    previous: bytes | None = None
-    previous_until: float = 0.0
     user_agent: str | None = None
     address: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def user_id(self) -> str | None:
-        value = decode_object(join_object(self.data)).get("user_id")
-        return value if value is None or isinstance(value, str) else encode(value)
 
 
 class MemorySessionStore:
@@ -58,7 +64,7 @@ class MemorySessionStore:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._rows: dict[bytes, _Row] = {}
+        self._rows: dict[str, _Row] = {}
 
     def __len__(self) -> int:
         """How many sessions are live."""
@@ -66,83 +72,115 @@ class MemorySessionStore:
 
     # ── SessionStore ─────────────────────────────────────────────────────────────
 
-    async def load(self, session_id: str) -> SessionRecord | RetiredId | None:
+    async def load(
+        self, handle: str, *, deadline: float | None = None
+    ) -> SessionRecord | None:
         """The live session; see `SessionStore.load`."""
-        id_hash, now = hash_id(session_id), self._clock()
-        row = self._live(id_hash)
-        if row is None:
-            row = self._moved(id_hash)
-            if row is None:
-                return None
-            if row.previous_until <= now:
-                return RetiredId(handle_of(hash_id(row.id)), row.user_id)
-        return self._record(row)
+        row = self._live(handle)
+        return None if row is None else self._record(row)
 
-    async def create(self, session_id: str, change: SessionChange) -> Saved:
+    async def create(
+        self,
+        handle: str,
+        secret_hash: bytes,
+        change: SessionChange,
+        identity: Identity | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> Saved:
         """Makes a session; see `SessionStore.create`."""
-        id_hash, now = hash_id(session_id), self._clock()
-        if id_hash in self._rows:
-            raise SessionIdTaken
-        row = _Row(session_id, {}, created=now, updated=now, expires=now)
+        if handle in self._rows:
+            raise HandleTaken
+        now = self._clock()
+        row = _Row(handle, secret_hash, now, now, now, turned=now, shown=now)
         row.user_agent, row.address = change.user_agent, change.address
-        self._merge(row, replace_own(change))
-        self._rows[id_hash] = row
+        self._rows[handle] = row
+        # A new session has the lifetimes of the change, whether marked or not.
+        self._merge(row, change._replace(own=True))
+        if identity is not None:
+            self._identify(row, identity)
+            row.authenticated = now
         return self._saved(row)
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
-        """Merges the change into the live session; see `SessionStore.save`."""
-        row = self._found(hash_id(session_id))
-        if row is None:
-            return None
-        async with row.lock:
-            row = self._found(hash_id(session_id))
-            if row is None:
-                return None
-            self._merge(row, change)
-            return self._saved(row)
-
-    async def regenerate(
-        self, session_id: str, new_id: str, change: SessionChange, grace: float
+    async def save(
+        self,
+        handle: str,
+        epoch: int,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
     ) -> Saved | None:
-        """Moves the session to a new id; see `SessionStore.regenerate`."""
-        id_hash = hash_id(session_id)
-        if hash_id(new_id) in self._rows:
-            raise SessionIdTaken
-        row = self._live(id_hash)
+        """Merges the change into the live session; see `SessionStore.save`."""
+        row = await self._unlocked(handle, epoch)
         if row is None:
             return None
         self._merge(row, change)
-        del self._rows[id_hash]
-        row.id = new_id
-        row.previous, row.previous_until = id_hash, self._clock() + grace
-        row.authenticated = self._clock()
-        row.user_agent = change.user_agent or row.user_agent
-        row.address = change.address or row.address
-        self._rows[hash_id(new_id)] = row
         return self._saved(row)
 
-    async def delete(self, session_id: str) -> bool:
+    async def regenerate(
+        self,
+        handle: str,
+        epoch: int,
+        secret: NewSecret,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Saved | None:
+        """Gives the session a new secret; see `SessionStore.regenerate`."""
+        row = await self._unlocked(handle, epoch)
+        if row is None or row.secret_hash != secret.mine:
+            return None
+        self._turn(row, secret, change)
+        return self._saved(row)
+
+    async def increment(
+        self,
+        handle: str,
+        epoch: int,
+        key: str,
+        by: str,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Incremented | None:
+        """Adds to a number; see `SessionStore.increment`."""
+        row = await self._unlocked(handle, epoch)
+        if row is None:
+            return None
+        try:
+            text = add_numbers(row.data.get(key, "0"), by)
+        except ValueError:
+            raise SessionDataError(key, "it holds no number to add to") from None
+        self._merge(row, change._replace(changed={key: text}))
+        return Incremented(text, self._saved(row))
+
+    async def delete(
+        self, handle: str, epoch: int, *, deadline: float | None = None
+    ) -> bool:
         """Ends the session; see `SessionStore.delete`."""
-        row = self._found(hash_id(session_id))
-        return row is not None and self._rows.pop(hash_id(row.id), None) is not None
+        row = self._rows.get(handle)
+        if row is None or row.epoch != epoch:
+            return False
+        del self._rows[handle]
+        return True
 
     @asynccontextmanager
     async def lock(
-        self, session_id: str, timeout: float
+        self, handle: str, epoch: int, timeout: float
     ) -> AsyncIterator[_MemoryLocked | None]:
         """Locks the session for the length of the block; see `SessionStore.lock`."""
-        row = self._found(hash_id(session_id))
+        row = self._live(handle)
         if row is None:
             yield None
             return
         lock = row.lock
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(max(0.001, timeout)):
                 await lock.acquire()
         except TimeoutError:
             raise LockTimeout from None
         try:
-            if self._found(hash_id(row.id)) is None:
+            if self._live(handle, epoch) is not row:
                 yield None
                 return
             locked = _MemoryLocked(self, row)
@@ -157,53 +195,33 @@ class MemorySessionStore:
         self, user_id: str | int, *, limit: int = 50, current: str | None = None
     ) -> list[SessionInfo]:
         """The live sessions of a user; see `UserSessions.sessions_of`."""
-        rows = sorted(self._of_user(user_id), key=lambda row: -row.updated)[:limit]
+        rows = sorted(self._of_user(user_id), key=lambda row: -row.used)[:limit]
         return [
             SessionInfo(
-                handle=(handle := handle_of(hash_id(row.id))),
+                handle=row.handle,
                 user_id=row.user_id,
                 created_at=_datetime(row.created),
-                last_used_at=_datetime(row.updated),
+                last_used_at=_datetime(row.used),
                 expires=_datetime(row.expires),
                 user_agent=row.user_agent,
                 address=row.address,
-                current=handle == current,
+                current=row.handle == current,
             )
             for row in rows
         ]
 
     async def revoke(self, handle: str) -> bool:
         """Ends the session with this handle."""
-        bounds = handle_range(handle)
-        if bounds is None:
-            return False
-        low, high = bounds
-        found = [
-            (id_hash, row)
-            for id_hash, row in self._rows.items()
-            if low <= id_hash <= high or (row.previous and low <= row.previous <= high)
-        ]
-        for id_hash, _ in found:
-            del self._rows[id_hash]
-        return any(row.expires > self._clock() for _, row in found)
+        row = self._rows.pop(handle, None)
+        return row is not None and row.expires > self._clock()
 
     async def revoke_user(
         self, user_id: str | int, *, except_handle: str | None = None
     ) -> int:
         """Ends all sessions of a user but one; returns how many."""
-        ended = 0
-        for row in self._of_user(user_id):
-            if handle_of(hash_id(row.id)) != except_handle:
-                del self._rows[hash_id(row.id)]
-                ended += 1
-        return ended
-
-    async def revoke_oldest(self, user_id: str | int, *, allowed: int) -> int:
-        """Ends the user's sessions over the allowed number, longest unused first."""
-        rows = sorted(self._of_user(user_id), key=lambda row: -row.updated)[allowed:]
-        for row in rows:
-            del self._rows[hash_id(row.id)]
-        return len(rows)
+        return self._end(
+            row for row in self._of_user(user_id) if row.handle != except_handle
+        )
 
     async def revoke_all(self) -> int:
         """Ends every session; returns how many."""
@@ -214,10 +232,8 @@ class MemorySessionStore:
     async def delete_expired(self, *, limit: int = 1000) -> int:
         """Deletes up to `limit` expired rows; returns how many."""
         now = self._clock()
-        expired = [key for key, row in self._rows.items() if row.expires <= now]
-        for id_hash in expired[:limit]:
-            del self._rows[id_hash]
-        return len(expired[:limit])
+        expired = [row for row in self._rows.values() if row.expires <= now]
+        return self._end(expired[:limit])
 
     async def stats(self) -> dict[str, Any]:
         """Counts of what is there; see `UserSessions.stats`."""
@@ -235,40 +251,36 @@ class MemorySessionStore:
 
     # ── inside ───────────────────────────────────────────────────────────────────
 
-    def _live(self, id_hash: bytes) -> _Row | None:
-        row = self._rows.get(id_hash)
-        return row if row is not None and row.expires > self._clock() else None
+    def _live(self, handle: str, epoch: int | None = None) -> _Row | None:
+        row = self._rows.get(handle)
+        if row is None or row.expires <= self._clock():
+            return None
+        return row if epoch is None or row.epoch == epoch else None
 
-    def _moved(self, id_hash: bytes) -> _Row | None:
-        return next(
-            (
-                row
-                for row in self._rows.values()
-                if row.previous == id_hash and row.expires > self._clock()
-            ),
-            None,
-        )
-
-    def _found(self, id_hash: bytes) -> _Row | None:
-        """The session with this id, or with this one until a moment ago."""
-        row = self._live(id_hash)
-        if row is None:
-            row = self._moved(id_hash)
-            if row is not None and row.previous_until <= self._clock():
-                return None
+    async def _unlocked(self, handle: str, epoch: int) -> _Row | None:
+        """The live session, once nobody has it locked."""
+        row = self._live(handle, epoch)
+        if row is not None and row.lock.locked():
+            async with row.lock:
+                row = self._live(handle, epoch)
         return row
 
     def _of_user(self, user_id: str | int) -> list[_Row]:
-        now, wanted = self._clock(), str(user_id)
+        now, wanted = self._clock(), known_user(user_id)
         return [
             row
             for row in self._rows.values()
             if row.expires > now and row.user_id == wanted
         ]
 
+    def _end(self, rows: Iterable[_Row]) -> int:
+        handles = [row.handle for row in rows]
+        for handle in handles:
+            del self._rows[handle]
+        return len(handles)
+
     def _merge(self, row: _Row, change: SessionChange) -> None:
         now = self._clock()
-        user = row.data.get("user_id")
         if change.replace:
             row.data = {}
         for key in change.removed:
@@ -281,50 +293,92 @@ class MemorySessionStore:
             absolute = change.absolute if row.own_absolute is None else row.own_absolute
             ends = float("inf") if absolute is None else row.created + absolute
             row.expires = min(now + idle, ends)
-        row.updated = now
-        new_user = row.data.get("user_id")
-        if new_user not in (None, "null", user) and "user_id" in change.changed:
-            row.authenticated = now
+        if row.shown is None and change.shown == row.secret_hash:
+            row.shown = now
+        row.used = now
+
+    def _turn(self, row: _Row, secret: NewSecret, change: SessionChange) -> None:
+        now = self._clock()
+        self._merge(row, change)
+        row.former_hash = None if secret.identity else row.secret_hash
+        row.secret_hash, row.turned, row.shown = secret.new, now, None
+        row.user_agent = change.user_agent or row.user_agent
+        row.address = change.address or row.address
+        if secret.signed_in is not None:
+            row.authenticated = now if secret.signed_in else None
+        if secret.identity is not None:
+            row.epoch += 1
+            self._identify(row, secret.identity)
+
+    def _identify(self, row: _Row, identity: Identity) -> None:
+        row.user_id = identity.user_id
+        if identity.user_id is not None and identity.allowed is not None:
+            others = [
+                other
+                for other in self._of_user(identity.user_id)
+                if other.handle != row.handle
+            ]
+            others.sort(key=lambda other: -other.used)
+            self._end(others[identity.allowed - 1 :])
 
     def _record(self, row: _Row) -> SessionRecord:
         return SessionRecord(
-            row.id,
+            row.handle,
             join_object(row.data),
+            row.secret_hash,
+            row.former_hash,
+            row.epoch,
             row.created,
+            row.used,
             row.expires,
             self._clock(),
+            row.turned,
+            row.shown,
             row.authenticated,
             row.own_idle,
             row.own_absolute,
         )
 
     def _saved(self, row: _Row) -> Saved:
-        return Saved(row.id, row.created, row.expires, self._clock(), row.authenticated)
+        return Saved(row.expires, self._clock(), row.authenticated)
 
 
 class _MemoryLocked:
+    """Writes to a copy, which takes effect at the end of the block."""
+
     def __init__(self, store: MemorySessionStore, row: _Row) -> None:
         self._store, self._row = store, row
-        self._pending: _Row | None = None
+        self._copy = replace(row, data=dict(row.data))
+        self._ended = False
         self.record = store._record(row)
 
     async def save(self, change: SessionChange) -> Saved:
-        pending = replace(self._row, data=dict(self._row.data))
-        self._store._merge(pending, change)
-        self._pending = pending
-        return self._store._saved(pending)
+        self._check()
+        self._store._merge(self._copy, change)
+        return self._store._saved(self._copy)
+
+    async def regenerate(self, secret: NewSecret, change: SessionChange) -> Saved:
+        self._check()
+        self._store._turn(self._copy, secret, change)
+        return self._store._saved(self._copy)
+
+    async def delete(self) -> None:
+        self._ended = True
+
+    def _check(self) -> None:
+        if self._store._live(self._row.handle) is not self._row:
+            raise SessionGone
 
     def commit(self) -> None:
-        """Takes effect at the end of the block, unless the session ended meanwhile."""
-        key = hash_id(self._row.id)
-        if self._pending is not None and key in self._store._rows:
-            for name in self._row.__slots__:
-                setattr(self._row, name, getattr(self._pending, name))
-
-
-def replace_own(change: SessionChange) -> SessionChange:
-    """A new session has the lifetimes of the change, whether marked or not."""
-    return change._replace(own=True)
+        """Takes effect, unless the session ended meanwhile."""
+        rows, handle = self._store._rows, self._row.handle
+        if rows.get(handle) is not self._row:
+            return
+        if self._ended:
+            del rows[handle]
+            return
+        for name in self._row.__slots__:
+            setattr(self._row, name, getattr(self._copy, name))
 
 
 def _datetime(seconds: float) -> datetime:

@@ -1,63 +1,76 @@
 """
-`PostgresSessionStore`: sessions in one table, one statement a verb.
+`PostgresSessionStore`: sessions in one table, a row each, found by their handle.
 
-What waits at the same moment shares a query (`batching.py`), loads with loads, writes
-with writes. Ids are hashed here, so no statement, log or error ever sees one.
+What waits at the same moment shares a query (batching.py), loads with loads, writes
+with writes; what comes alone is sent as the shorter statement for one row. Nobody waits
+for a row that somebody else has locked but in the queue for it (rowqueue.py). Secrets
+are hashed before they get here, so no statement, log or error ever sees one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
-from tornado_compas_session.core.ids import (
-    handle_of,
-    handle_range,
-    hash_id,
-    seal,
-    unseal,
-)
-from tornado_compas_session.core.jsondata import encode, join_object
-from tornado_compas_session.core.protocols import Connection, Pool, Row
+from tornado_compas_session.core.jsondata import add_numbers
+from tornado_compas_session.core.protocols import Connection, Row
 from tornado_compas_session.core.types import (
-    RetiredId,
+    Identity,
+    Incremented,
+    NewSecret,
     Saved,
     SessionChange,
-    SessionInfo,
     SessionRecord,
 )
 from tornado_compas_session.exceptions import (
     ConnectionLost,
-    LockTimeout,
-    RowExists,
+    HandleTaken,
     SchemaMissing,
+    SessionDataError,
     SessionGone,
-    SessionIdTaken,
     StoreError,
     StoreUnavailable,
-    WriteConflict,
 )
-from tornado_compas_session.stores.batching import Batcher
-from tornado_compas_session.stores.pools import as_pool
-from tornado_compas_session.stores.pools.queries import statements
+from tornado_compas_session.stores.batching import Batcher, Each, reserve
+from tornado_compas_session.stores.database import Database
+from tornado_compas_session.stores.rowqueue import RowQueue
+from tornado_compas_session.stores.rows import (
+    lifetime,
+    many,
+    new,
+    one,
+    record_of,
+    saved_of,
+)
+from tornado_compas_session.stores.trouble import Trouble
+from tornado_compas_session.stores.users import PostgresUserSessions
 
 logger = logging.getLogger("tornado_compas_session")
-T = TypeVar("T")
-
-Loaded = SessionRecord | RetiredId | None
-Write = tuple[str, SessionChange]
-Transaction = AbstractAsyncContextManager[Connection]
-
-#: How often a statement is sent that loses to another transaction (SQLSTATE 40…).
-_TRIES = 5
 
 
-class PostgresSessionStore:
+class _Save(NamedTuple):
+    epoch: int
+    change: SessionChange
+
+
+class _New(NamedTuple):
+    secret_hash: bytes
+    change: SessionChange
+    identity: Identity | None
+
+
+class _Sum(NamedTuple):
+    epoch: int
+    key: str
+    #: What each of those who share it adds.
+    parts: tuple[str, ...]
+    change: SessionChange
+
+
+class PostgresSessionStore(PostgresUserSessions):
     """
     Keeps sessions in PostgreSQL (13 or newer), through a pool of yours.
 
@@ -67,7 +80,8 @@ class PostgresSessionStore:
 
     `timeout` bounds every query, in seconds; `lanes` is the number of batches of loads
     (and of writes) under way at once; `max_waiting` the number of requests that may
-    wait for them, beyond which they get `StoreUnavailable` at once.
+    wait for them, beyond which they get `StoreUnavailable` at once. Requests that wait
+    for a locked row use at most half of the pool's connections.
     """
 
     def __init__(
@@ -79,8 +93,7 @@ class PostgresSessionStore:
         max_batch: int = 256,
         max_waiting: int = 2000,
     ) -> None:
-        self._pool: Pool = as_pool(pool, timeout=timeout)
-        self._sql = statements()
+        self._database = database = Database(pool, timeout=timeout)
         self.timeout = timeout
         limits: dict[str, Any] = {
             "lanes": lanes,
@@ -88,22 +101,22 @@ class PostgresSessionStore:
             "max_waiting": max_waiting,
             "timeout": timeout,
         }
-        self._loads: Batcher[str, Loaded] = Batcher(
-            self._load_batch, share=lambda one, other: True, **limits
+        self._loads: Batcher[str, SessionRecord | None] = Batcher(
+            self._load_batch, join=lambda one, other: one, **limits
         )
-        self._saves: Batcher[Write, Saved | None] = Batcher(
-            self._save_batch, share=_both_renew, **limits
+        self._saves: Batcher[_Save, Saved | None] = Batcher(
+            self._save_batch, join=_both_renew, **limits
         )
-        self._creates: Batcher[Write, Saved] = Batcher(
-            self._create_batch, share=lambda one, other: False, **limits
+        self._creates: Batcher[_New, Saved] = Batcher(
+            self._create_batch, join=lambda one, other: None, **limits
         )
-        # Writes that go alone, because their row is locked or gone: few at once, so
-        # that they leave connections to the others.
-        self._alone = asyncio.Semaphore(4)
-        self._local_locks: dict[bytes, list[Any]] = {}
-        self._abandoned: set[asyncio.Future[Any]] = set()
-        #: What ails the database, until it answers again; shown by `/_health`'s log.
-        self.problem: StoreError | None = None
+        self._sums: Batcher[_Sum, Incremented | None] = Batcher(
+            self._sum_batch, join=_added, **limits
+        )
+        self._rows = RowQueue(max(1, database.size // 2))
+        self._trouble = Trouble()
+        self._reads = self._trouble.watch("reads")
+        self._writes = self._trouble.watch("writes")
 
     @classmethod
     async def connect(
@@ -130,393 +143,422 @@ class PostgresSessionStore:
 
     async def close(self) -> None:
         """Closes the pool, once what is under way has ended."""
-        await self._pool.close()
+        await self._database.pool.close()
 
     def __repr__(self) -> str:
-        return f"<PostgresSessionStore on {type(self._pool).__name__}>"
+        return f"<PostgresSessionStore on {type(self._database.pool).__name__}>"
+
+    @property
+    def problem(self) -> StoreError | None:
+        """What ails the database, until it answers again; `/_health` logs it."""
+        return self._trouble.now
 
     # ── SessionStore ─────────────────────────────────────────────────────────────
 
-    async def load(self, session_id: str) -> Loaded:
+    async def load(
+        self, handle: str, *, deadline: float | None = None
+    ) -> SessionRecord | None:
         """The live session; see `SessionStore.load`."""
-        return await self._loads.submit(hash_id(session_id), session_id)
+        with self._reads:
+            return await self._loads.submit(handle, handle, deadline)
 
-    async def create(self, session_id: str, change: SessionChange) -> Saved:
+    async def create(
+        self,
+        handle: str,
+        secret_hash: bytes,
+        change: SessionChange,
+        identity: Identity | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> Saved:
         """Makes a session; see `SessionStore.create`."""
-        return await self._creates.submit(hash_id(session_id), (session_id, change))
+        item = _New(secret_hash, change, identity)
+        with self._writes:
+            if identity is None or identity.allowed is None:
+                return await self._creates.submit(handle, item, deadline)
+            async with self._transaction(self._left(deadline)) as connection:
+                values = new(secret_hash, change, identity)
+                await self._queue_for(connection, identity)
+                rows = await self._database.on(
+                    connection, "create_session", handle=handle, **values
+                )
+                if rows:
+                    await self._end_surplus(connection, handle, identity)
+                    return saved_of(await self._own(rows[0], handle))
+        raise HandleTaken
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
+    async def save(
+        self,
+        handle: str,
+        epoch: int,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Saved | None:
         """Merges the change into the live session; see `SessionStore.save`."""
-        return await self._saves.submit(hash_id(session_id), (session_id, change))
+        with self._writes:
+            return await self._saves.submit(handle, _Save(epoch, change), deadline)
 
     async def regenerate(
-        self, session_id: str, new_id: str, change: SessionChange, grace: float
+        self,
+        handle: str,
+        epoch: int,
+        secret: NewSecret,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
     ) -> Saved | None:
-        """Moves the session to a new id; see `SessionStore.regenerate`."""
-        try:
-            rows = await self._fetch(
-                "regenerate_session",
-                id=hash_id(session_id),
-                new_id=hash_id(new_id),
-                grace=grace,
-                successor=seal(new_id, session_id),
-                change=_change_json(change),
-            )
-        except RowExists:
-            raise SessionIdTaken from None
-        return await self._saved(rows[0], session_id) if rows else None
+        """Gives the session a new secret; see `SessionStore.regenerate`."""
+        values = _turned(secret, change)
+        identity = secret.identity
+        seconds = self._left(deadline)
+        with self._writes:
+            if identity is not None and identity.allowed is not None:
+                row = await self._sign_in(handle, epoch, identity, values, seconds)
+            else:
+                row = await self._one_row(
+                    "regenerate_session",
+                    handle,
+                    epoch,
+                    seconds,
+                    values,
+                    secret_hash=secret.mine,
+                )
+        return None if row is None else saved_of(row)
 
-    async def delete(self, session_id: str) -> bool:
+    async def increment(
+        self,
+        handle: str,
+        epoch: int,
+        key: str,
+        by: str,
+        change: SessionChange,
+        *,
+        deadline: float | None = None,
+    ) -> Incremented | None:
+        """Adds to a number; see `SessionStore.increment`."""
+        item = _Sum(epoch, key, (by,), change)
+        with self._writes:
+            return await self._sums.submit(handle, item, deadline)
+
+    async def delete(
+        self, handle: str, epoch: int, *, deadline: float | None = None
+    ) -> bool:
         """Ends the session; see `SessionStore.delete`."""
-        return bool(await self._fetch("delete_session", id=hash_id(session_id)))
+        seconds = self._left(deadline)
+        with self._writes:
+            row = await self._one_row("delete_session", handle, epoch, seconds, {})
+        return row is not None
 
     @asynccontextmanager
     async def lock(
-        self, session_id: str, timeout: float
+        self, handle: str, epoch: int, timeout: float
     ) -> AsyncIterator[_Locked | None]:
         """Locks the row for the length of the block; see `SessionStore.lock`."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        async with self._only_one(hash_id(session_id), timeout):
-            transaction, connection, rows = await self._open_lock(session_id, deadline)
-            error: BaseException | None = None
-            try:
-                if rows:
-                    row = rows[0]
-                    current = await self._current_id(row[1:3], session_id)
-                    record = SessionRecord(current, row[4], *row[5:11])
-                    yield _Locked(self, connection, record)
-                else:
-                    yield None
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                ended = self._within(self.timeout, _end(transaction, error))
-                if error is None:
-                    await ended
-                else:
-                    with suppress(StoreError):  # the block's own error says more
-                        await ended
+        until = loop.time() + timeout
+        with self._writes:
+            async with self._rows.turn(handle, until):
+                left = max(0.001, until - loop.time())
+                async with self._transaction(self.timeout, lock=left) as connection:
+                    rows = await connection.fetch(
+                        self._database.sql["lock_session"],
+                        # The database's own limit is sooner, and says it better.
+                        timeout=left + self.timeout,
+                        handle=handle,
+                    )
+                    locked = None
+                    if rows:
+                        record = record_of(await self._own(rows[0], handle))
+                        if record.epoch == epoch:
+                            locked = _Locked(self, connection, record)
+                    yield locked
 
-    async def _open_lock(
-        self, session_id: str, deadline: float
-    ) -> tuple[Transaction, Connection, Sequence[Row]]:
-        """A transaction that has locked the row; without rows if there is none."""
-        loop = asyncio.get_running_loop()
-        while True:
-            transaction = self._pool.transaction()
-            opening = asyncio.ensure_future(transaction.__aenter__())
-            try:
-                connection = await self._within(deadline - loop.time(), opening)
-            except BaseException:
-                # It may have opened at the very moment that it was given up.
-                opening.add_done_callback(partial(self._end_unused, transaction))
-                raise
-            try:
-                rows = await self._within(
-                    # A little more than the database's own limit, which says it better.
-                    deadline - loop.time() + 0.25,
-                    self._lock_row(connection, session_id, deadline - loop.time()),
-                )
-            except BaseException as error:
-                self._keep(asyncio.ensure_future(_end(transaction, error)))
-                if not isinstance(error, WriteConflict):
-                    raise
-                # The row moved to another partition while we waited for it.
-                if loop.time() >= deadline:
-                    raise LockTimeout from None
-            else:
-                return transaction, connection, rows
+    # ── one row ──────────────────────────────────────────────────────────────────
 
-    def _end_unused(
-        self, transaction: Transaction, opening: asyncio.Future[Any]
-    ) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            self._keep(asyncio.ensure_future(_end(transaction, StoreUnavailable())))
-
-    async def _lock_row(
-        self, connection: Connection, session_id: str, seconds: float
-    ) -> Sequence[Row]:
-        # Zero would mean no limit.
-        await connection.run_script(
-            f"SET LOCAL lock_timeout = '{max(1, int(seconds * 1000))}ms'"
+    async def _one_row(
+        self,
+        name: str,
+        handle: str,
+        epoch: int,
+        seconds: float,
+        values: Mapping[str, Any],
+        *,
+        secret_hash: bytes | None = None,
+    ) -> Row | None:
+        """
+        Writes to a row that nobody else has locked; or else takes a turn in waiting for
+        it. None if it is not there, under this epoch (and with this secret).
+        """
+        until = asyncio.get_running_loop().time() + seconds
+        rows = await self._database.alone(
+            name, seconds, handle=handle, epoch=epoch, **values
         )
-        return await connection.fetch(self._sql["lock_session"], id=hash_id(session_id))
+        if rows:
+            return await self._own(rows[0], handle)
+        return await self._waiting(
+            name, handle, epoch, until, values, secret_hash=secret_hash
+        )
+
+    async def _waiting(
+        self,
+        name: str,
+        handle: str,
+        epoch: int,
+        until: float,
+        values: Mapping[str, Any],
+        *,
+        secret_hash: bytes | None = None,
+    ) -> Row | None:
+        """The same, for a row that is locked by somebody, or gone."""
+        loop = asyncio.get_running_loop()
+        found = await self._loads.submit(handle, handle, until)
+        if found is None or found.epoch != epoch:
+            return None
+        if secret_hash is not None and found.secret_hash != secret_hash:
+            return None
+        async with self._rows.turn(handle, until):
+            rows = await self._database.alone(
+                name + "_waiting",
+                until - loop.time(),
+                handle=handle,
+                epoch=epoch,
+                **values,
+            )
+        return await self._own(rows[0], handle) if rows else None
+
+    async def _sign_in(
+        self,
+        handle: str,
+        epoch: int,
+        identity: Identity,
+        values: Mapping[str, Any],
+        seconds: float,
+    ) -> Row | None:
+        """A new secret, and the end of the user's sessions that are one too many."""
+        until = asyncio.get_running_loop().time() + seconds
+        async with (
+            self._rows.turn(handle, until),
+            self._transaction(seconds, lock=seconds) as connection,
+        ):
+            await self._queue_for(connection, identity)
+            rows = await self._database.on(
+                connection,
+                "regenerate_session_waiting",
+                handle=handle,
+                epoch=epoch,
+                **values,
+            )
+            if not rows:
+                return None
+            await self._end_surplus(connection, handle, identity)
+            return await self._own(rows[0], handle)
+
+    async def _queue_for(self, connection: Connection, identity: Identity) -> None:
+        """Of sign-ins of one user at once, each sees what the one before has made."""
+        user = identity.user_id
+        if identity.allowed is not None and user is not None:
+            await self._database.on(connection, "queue_for_user", user_id=user)
+
+    async def _end_surplus(
+        self, connection: Connection, handle: str, identity: Identity
+    ) -> None:
+        if identity.allowed is None:
+            return
+        database, user = self._database, identity.user_id
+        surplus = await database.on(
+            connection,
+            "surplus_sessions",
+            user_id=user,
+            handle=handle,
+            others=identity.allowed - 1,
+        )
+        if surplus:
+            await database.on(
+                connection,
+                "end_surplus",
+                handles=[row[0] for row in surplus],
+                user_id=user,
+            )
 
     @asynccontextmanager
-    async def _only_one(self, id_hash: bytes, timeout: float) -> AsyncIterator[None]:
-        """
-        One at a time within this process, before a connection is taken: waiting for a
-        row must not use up the pool.
-        """
-        entry = self._local_locks.setdefault(id_hash, [asyncio.Lock(), 0])
-        entry[1] += 1
-        try:
-            try:
-                async with asyncio.timeout(timeout):
-                    await entry[0].acquire()
-            except TimeoutError:
-                raise LockTimeout from None
-            try:
-                yield
-            finally:
-                entry[0].release()
-        finally:
-            entry[1] -= 1
-            if not entry[1]:
-                self._local_locks.pop(id_hash, None)
+    async def _transaction(
+        self, seconds: float, *, lock: float | None = None
+    ) -> AsyncIterator[Connection]:
+        pool = self._database.pool
+        async with pool.transaction(lock_timeout=lock, timeout=seconds) as connection:
+            yield connection
 
-    # ── UserSessions ─────────────────────────────────────────────────────────────
+    def _left(self, deadline: float | None) -> float:
+        """The seconds that a statement may take for a caller with this deadline."""
+        seconds = self.timeout
+        if deadline is not None:
+            seconds = min(seconds, deadline - asyncio.get_running_loop().time())
+        seconds -= reserve(self.timeout)
+        if seconds <= 0:
+            raise StoreUnavailable("there is no time left for the session store")
+        return seconds
 
-    async def sessions_of(
-        self, user_id: str | int, *, limit: int = 50, current: str | None = None
-    ) -> list[SessionInfo]:
-        """
-        The live sessions of a user, last used first; see `UserSessions.sessions_of`.
-
-        `user_id` is what the application keeps under `user_id` in its sessions.
-        """
-        rows = await self._fetch("sessions_of", user_id=str(user_id), limit=limit)
-        return [
-            SessionInfo(
-                handle=(handle := handle_of(bytes(row[0]))),
-                user_id=row[1],
-                created_at=_datetime(row[2]),
-                last_used_at=_datetime(row[6]),
-                expires=_datetime(row[3]),
-                user_agent=row[7],
-                address=row[8],
-                current=handle == current,
-            )
-            for row in rows
-        ]
-
-    async def revoke(self, handle: str) -> bool:
-        """Ends the session with this handle; False if there is none."""
-        bounds = handle_range(handle)
-        if bounds is None:
-            return False
-        rows = await self._fetch("revoke", low=bounds[0], high=bounds[1])
-        if rows:
-            logger.info("session %s revoked", handle[:12])
-        return any(row[0] for row in rows)
-
-    async def revoke_user(
-        self, user_id: str | int, *, except_handle: str | None = None
-    ) -> int:
-        """Ends all sessions of a user but one; returns how many."""
-        # No hash lies between these two, so nothing is excepted.
-        low, high = handle_range(except_handle or "") or (b"\xff", b"")
-        rows = await self._fetch(
-            "revoke_user", user_id=str(user_id), low=low, high=high
-        )
-        return int(rows[0][0])
-
-    async def revoke_oldest(self, user_id: str | int, *, allowed: int) -> int:
-        """Ends the user's sessions over the allowed number, longest unused first."""
-        rows = await self._fetch("revoke_oldest", user_id=str(user_id), allowed=allowed)
-        return len(rows)
-
-    async def revoke_all(self) -> int:
-        """Ends every session; returns how many."""
-        return int((await self._fetch("revoke_all"))[0][0])
-
-    async def delete_expired(self, *, limit: int = 1000) -> int:
-        """
-        Deletes up to `limit` expired rows; returns how many.
-
-        Never touches a live one, and leaves out rows that another cleaner works on.
-        """
-        return int((await self._fetch("delete_expired", limit=limit))[0][0])
-
-    async def stats(self) -> dict[str, Any]:
-        """Counts: live, expired, anonymous, users, the age of the oldest, bytes."""
-        row = (await self._fetch("stats"))[0]
-        names = ("live", "expired", "anonymous", "users")
-        return {
-            **dict(zip(names, (int(n) for n in row[:4]), strict=True)),
-            "oldest_seconds": None if row[4] is None else row[5] - row[4],
-            "bytes": int(row[6]),
-        }
-
-    async def top_users(self, *, limit: int = 5) -> list[tuple[str, int]]:
-        """The users with the most live sessions."""
-        rows = await self._fetch("top_users", limit=limit)
-        return [(row[0], int(row[1])) for row in rows]
-
-    async def check(self) -> None:
-        """Raises `SchemaMissing` or `StoreUnavailable` if sessions cannot be kept."""
-        await self._fetch("check_session_table")
+    async def _own(self, row: Row, handle: str) -> Row:
+        """What came back, if it is the row that was asked for."""
+        if row[0] != handle:
+            raise await self._database.foreign_row()
+        return row
 
     # ── batches ──────────────────────────────────────────────────────────────────
 
-    async def _load_batch(self, ids: dict[bytes, str]) -> dict[bytes, Loaded]:
+    async def _load_batch(
+        self, handles: dict[str, str], seconds: float
+    ) -> dict[str, SessionRecord | None]:
         try:
-            rows = await self._ask("load_sessions", ids=list(ids))
+            rows = await self._loaded(list(handles), seconds)
         except ConnectionLost:
             # Reading can be repeated; the pool has noticed and connects anew.
-            rows = await self._ask("load_sessions", ids=list(ids))
-        found: dict[bytes, Loaded] = {}
+            rows = await self._loaded(list(handles), seconds)
+        found: dict[str, SessionRecord | None] = {}
         for row in rows:
-            asked = bytes(row[0])
-            session_id = ids.get(asked)
-            if session_id is None:
-                raise await self._foreign_row()
-            if row[1] is None:
-                found[asked] = SessionRecord(session_id, row[4], *row[5:11])
-            elif asked not in found:
-                if row[3]:
-                    new_id = await self._current_id(row[1:3], session_id)
-                    found[asked] = SessionRecord(new_id, row[4], *row[5:11])
-                else:
-                    found[asked] = RetiredId(handle_of(bytes(row[1])), row[11])
+            if row[0] not in handles:
+                raise await self._database.foreign_row()
+            found[row[0]] = record_of(row)
         return found
 
-    async def _create_batch(self, items: dict[bytes, Write]) -> dict[bytes, Any]:
-        outcomes = await self._write("create_sessions", items)
-        for id_hash in items:
-            outcomes.setdefault(id_hash, SessionIdTaken())
-        return outcomes
+    async def _loaded(self, handles: list[str], seconds: float) -> Sequence[Row]:
+        ask = self._database.ask
+        if len(handles) == 1:
+            return await ask("load_session", seconds, handle=handles[0])
+        return await ask("load_sessions", seconds, handles=handles)
 
-    async def _save_batch(self, items: dict[bytes, Write]) -> dict[bytes, Any]:
-        outcomes = await self._write("save_sessions", items)
-        loop = asyncio.get_running_loop()
-        for id_hash, item in items.items():
-            if id_hash not in outcomes:
-                # Locked, gone, or moved to another id. It waits outside of the batch.
-                outcomes[id_hash] = task = loop.create_task(
-                    self._within(self.timeout, self._save_alone(id_hash, *item))
+    async def _create_batch(
+        self, items: dict[str, _New], seconds: float
+    ) -> dict[str, Any]:
+        async def send(items: dict[str, _New], seconds: float) -> Sequence[Row]:
+            each = {handle: new(*item) for handle, item in items.items()}
+            if len(items) == 1:
+                [(handle, values)] = each.items()
+                return await self._database.ask(
+                    "create_session", seconds, handle=handle, **values
                 )
-                self._keep(task)
+            columns = {
+                _PLURALS[name]: [values[name] for values in each.values()]
+                for name in _PLURALS
+            }
+            return await self._database.ask(
+                "create_sessions", seconds, handles=list(each), **columns
+            )
+
+        outcomes = await self._write(send, items, seconds)
+        taken = {handle: HandleTaken() for handle in items if handle not in outcomes}
+        saved = {
+            handle: row if isinstance(row, Exception) else saved_of(row)
+            for handle, row in outcomes.items()
+        }
+        return saved | taken
+
+    async def _save_batch(
+        self, items: dict[str, _Save], seconds: float
+    ) -> dict[str, Any]:
+        async def send(items: dict[str, _Save], seconds: float) -> Sequence[Row]:
+            if len(items) == 1:
+                [(handle, (epoch, change))] = items.items()
+                return await self._database.ask(
+                    "save_session", seconds, handle=handle, epoch=epoch, **one(change)
+                )
+            return await self._database.ask(
+                "save_sessions",
+                seconds,
+                handles=list(items),
+                epochs=[item.epoch for item in items.values()],
+                **many(item.change for item in items.values()),
+            )
+
+        until = asyncio.get_running_loop().time() + seconds
+        outcomes = await self._write(send, items, seconds)
+        for handle, item in items.items():
+            row = outcomes.get(handle)
+            if row is None:
+                outcomes[handle] = self._later(self._save_alone(handle, item, until))
+            elif not isinstance(row, Exception):
+                outcomes[handle] = saved_of(row)
         return outcomes
 
-    async def _write(self, name: str, items: dict[bytes, Write]) -> dict[bytes, Any]:
-        """Sends the writes as one statement; the outcomes of the rows that it met."""
-        try:
-            rows = await self._ask(
-                name,
-                ids=list(items),
-                changes=[_change_json(change) for _, change in items.values()],
+    async def _save_alone(self, handle: str, item: _Save, until: float) -> Saved | None:
+        row = await self._waiting(
+            "save_session", handle, item.epoch, until, one(item.change)
+        )
+        return None if row is None else saved_of(row)
+
+    async def _sum_batch(
+        self, items: dict[str, _Sum], seconds: float
+    ) -> dict[str, Any]:
+        async def send(items: dict[str, _Sum], seconds: float) -> Sequence[Row]:
+            if len(items) == 1:
+                [(handle, item)] = items.items()
+                return await self._database.ask(
+                    "increment_session",
+                    seconds,
+                    handle=handle,
+                    epoch=item.epoch,
+                    **_summed(item),
+                )
+            changes = many(item.change for item in items.values())
+            return await self._database.ask(
+                "increment_sessions",
+                seconds,
+                handles=list(items),
+                epochs=[item.epoch for item in items.values()],
+                keys=[item.key for item in items.values()],
+                bys=[add_numbers(*item.parts) for item in items.values()],
+                **changes,
             )
+
+        until = asyncio.get_running_loop().time() + seconds
+        outcomes = await self._write(send, items, seconds)
+        for handle, item in items.items():
+            row = outcomes.get(handle)
+            if row is None:
+                outcomes[handle] = self._later(self._sum_alone(handle, item, until))
+            elif not isinstance(row, Exception):
+                outcomes[handle] = _sums(row, item)
+        return outcomes
+
+    async def _sum_alone(self, handle: str, item: _Sum, until: float) -> Each | None:
+        row = await self._waiting(
+            "increment_session", handle, item.epoch, until, _summed(item)
+        )
+        return None if row is None else _sums(row, item)
+
+    def _later(self, work: Any) -> asyncio.Task[Any]:
+        """What waits for a row does so outside of the batch that left it out."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._database.keep(task)
+        return task
+
+    async def _write(
+        self, send: Any, items: dict[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        """Sends the writes as one statement; the rows that it met, by handle."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        try:
+            rows = await send(items, seconds)
         except StoreUnavailable:
             raise  # it may have been applied, so it is not sent again
-        except StoreError as error:
+        except (StoreError, SessionDataError) as error:
             if len(items) == 1 or isinstance(error, SchemaMissing):
                 raise
             # One of them is bad, and its neighbours are not: each for itself.
-            outcomes: dict[bytes, Any] = {}
-            for id_hash, item in items.items():
+            outcomes: dict[str, Any] = {}
+            for handle, item in items.items():
                 try:
-                    outcomes |= await self._write(name, {id_hash: item})
-                except StoreError as own:
-                    outcomes[id_hash] = own
+                    alone = {handle: item}
+                    outcomes |= await self._write(send, alone, until - loop.time())
+                except (StoreError, SessionDataError) as own:
+                    outcomes[handle] = own
             return outcomes
-        saved: dict[bytes, Any] = {}
         for row in rows:
-            id_hash = bytes(row[0])
-            if id_hash not in items:
-                raise await self._foreign_row()
-            saved[id_hash] = Saved(items[id_hash][0], *row[2:6])
-        return saved
-
-    async def _save_alone(
-        self, id_hash: bytes, session_id: str, change: SessionChange
-    ) -> Saved | None:
-        """Waits for the row, and finds it by the id that the session had before."""
-        async with self._alone:
-            rows = await self._ask(
-                "save_session", id=id_hash, change=_change_json(change)
-            )
-            return await self._saved(rows[0], session_id) if rows else None
-
-    # ── rows ─────────────────────────────────────────────────────────────────────
-
-    async def _saved(self, row: Row, session_id: str) -> Saved:
-        """What a write returned, if it is about the session that was asked for."""
-        return Saved(await self._current_id(row, session_id), *row[2:6])
-
-    async def _current_id(self, row: Row, session_id: str) -> str:
-        """The id of a row that was found by this id: itself, or its successor."""
-        if bytes(row[0]) == hash_id(session_id):
-            return session_id
-        if row[1] is not None:
-            new_id = unseal(bytes(row[1]), session_id)
-            if hash_id(new_id) == bytes(row[0]):
-                return new_id
-        raise await self._foreign_row()
-
-    async def _foreign_row(self) -> StoreError:
-        """
-        A row came back that nobody asked for, as when statements of several clients are
-        mixed up on one connection (prepared statements behind an old PgBouncer).
-        """
-        logger.critical(
-            "the database answered with another session's row; the connections are "
-            "dropped and the request is refused. Is there a PgBouncer in transaction "
-            "mode? Switch prepared statements off (docs/pools.md)"
-        )
-        await self._pool.expire()
-        return StoreError("the database answered with a row that was not asked for")
-
-    # ── asking ───────────────────────────────────────────────────────────────────
-
-    async def _fetch(self, name: str, **values: Any) -> Sequence[Row]:
-        """A statement of its own, within the time limit."""
-        return await self._within(self.timeout, self._ask(name, **values))
-
-    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
-        """
-        Runs a statement, again if another transaction was in its way, and says so once
-        when the database goes or comes back.
-        """
-        try:
-            for _ in range(_TRIES - 1):
-                with suppress(WriteConflict):
-                    rows = await self._pool.fetch(self._sql[name], **values)
-                    break
-            else:
-                rows = await self._pool.fetch(self._sql[name], **values)
-        except StoreError as error:
-            if isinstance(error, StoreUnavailable | SchemaMissing):
-                if self.problem is None:
-                    logger.error("the session store is away: %s", error)
-                    self.problem = error
-            elif not isinstance(error, RowExists):
-                logger.error("%s: %s", name, error)
-            raise
-        if self.problem is not None:
-            logger.warning("the session store is back")
-            self.problem = None
-        return rows
-
-    async def _within(self, seconds: float, work: Awaitable[T]) -> T:
-        """
-        Awaits, but no longer than so many seconds; then raises `StoreUnavailable`.
-
-        In a task of its own, whose cancellation is not awaited: drivers may take long
-        to cancel.
-        """
-        task = asyncio.ensure_future(work)
-        try:
-            done, _ = await asyncio.wait({task}, timeout=max(0.0, seconds))
-        except asyncio.CancelledError:
-            task.cancel()
-            self._keep(task)
-            raise
-        if done:
-            return task.result()
-        task.cancel()
-        self._keep(task)
-        raise StoreUnavailable(
-            f"the session store did not answer within {seconds:.3g} seconds"
-        )
-
-    def _keep(self, task: asyncio.Future[Any]) -> None:
-        """Holds a task that was given up until it ends, and takes its exception."""
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            if row[0] not in items:
+                raise await self._database.foreign_row()
+        return {row[0]: row for row in rows}
 
 
 class _Locked:
@@ -533,56 +575,92 @@ class _Locked:
         self.record = record
 
     async def save(self, change: SessionChange) -> Saved:
+        return saved_of(await self._write("save_session_waiting", one(change)))
+
+    async def regenerate(self, secret: NewSecret, change: SessionChange) -> Saved:
+        values = _turned(secret, change)
+        if secret.identity is not None:
+            await self._store._queue_for(self._connection, secret.identity)
+        row = await self._write("regenerate_session_waiting", values)
+        if secret.identity is not None:
+            await self._store._end_surplus(
+                self._connection, self.record.handle, secret.identity
+            )
+        return saved_of(row)
+
+    async def delete(self) -> None:
+        await self._write("delete_session_waiting", {})
+
+    async def _write(self, name: str, values: Mapping[str, Any]) -> Row:
         store, record = self._store, self.record
-        rows = await store._within(
-            store.timeout,
-            self._connection.fetch(
-                store._sql["save_session"],
-                id=hash_id(record.id),
-                change=_change_json(change),
-            ),
+        rows = await store._database.on(
+            self._connection,
+            name,
+            handle=record.handle,
+            epoch=record.epoch,
+            **values,
         )
         if not rows:  # it expired inside the block
             raise SessionGone
-        return await store._saved(rows[0], record.id)
+        return await store._own(rows[0], record.handle)
 
 
-def _change_json(change: SessionChange) -> str:
-    """The change as the statements expect it; what is not set is left out."""
-    parts: list[str] = []
-    if change.changed or change.replace:
-        parts.append(f'"set":{join_object(change.changed)}')
-    if change.removed:
-        parts.append(f'"remove":{encode(change.removed)}')
-    if change.replace:
-        parts.append('"replace":true')
-    if change.own:
-        parts.append('"own":true')
-    for name, number in (
-        ("idle", change.idle),
-        ("absolute", change.absolute),
-        ("own_idle", change.own_idle),
-        ("own_absolute", change.own_absolute),
-    ):
-        if number is not None:
-            parts.append(f'"{name}":{number!r}')
-    for name, text in ("user_agent", change.user_agent), ("address", change.address):
-        if text is not None:
-            parts.append(f'"{name}":{encode(text)}')
-    return "{" + ",".join(parts) + "}"
+#: The parameters of `create_sessions`, by those of `create_session`.
+_PLURALS = {
+    "secret_hash": "secret_hashes",
+    "set": "sets",
+    "user_id": "user_ids",
+    "idle": "idles",
+    "absolute": "absolutes",
+    "signs_in": "sign_ins",
+    "own_idle": "own_idles",
+    "own_absolute": "own_absolutes",
+    "user_agent": "user_agents",
+    "address": "addresses",
+}
 
 
-async def _end(transaction: Transaction, error: BaseException | None) -> None:
-    """Commits, or rolls back for an error, which is for the caller to raise."""
-    if error is None:
-        await transaction.__aexit__(None, None, None)
-    else:
-        await transaction.__aexit__(type(error), error, error.__traceback__)
+def _turned(secret: NewSecret, change: SessionChange) -> dict[str, Any]:
+    values = one(change)
+    del values["shown"]
+    identity = secret.identity
+    return {
+        **values,
+        "mine": secret.mine,
+        "new_hash": secret.new,
+        "identity": identity is not None,
+        "user_id": None if identity is None else identity.user_id,
+        "keeps_sign_in": secret.signed_in is None,
+        "signs_in": 1.0 if secret.signed_in else None,
+        "user_agent": change.user_agent,
+        "address": change.address,
+    }
 
 
-def _both_renew(one: Write, other: Write) -> bool:
-    return one[1].only_renews and one[1] == other[1]
+def _summed(item: _Sum) -> dict[str, Any]:
+    return {"key": item.key, "by": add_numbers(*item.parts), **lifetime(item.change)}
 
 
-def _datetime(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _sums(row: Row, item: _Sum) -> Each:
+    """The sum of each of those who shared the statement, in their order."""
+    saved, (text, kind) = saved_of(row), row[4:6]
+    if kind != "number":
+        error = SessionDataError(
+            item.key, f"it holds a {kind}, and no number to add to"
+        )
+        return Each([error] * len(item.parts))
+    values = []
+    for part in reversed(item.parts):
+        values.append(Incremented(text, saved))
+        text = add_numbers(text, "-" + part if part[0] != "-" else part[1:])
+    return Each(reversed(values))
+
+
+def _both_renew(one: _Save, other: _Save) -> _Save | None:
+    return one if one.change.only_renews and one == other else None
+
+
+def _added(one: _Sum, other: _Sum) -> _Sum | None:
+    if (one.epoch, one.key, one.change) != (other.epoch, other.key, other.change):
+        return None
+    return one._replace(parts=one.parts + other.parts)

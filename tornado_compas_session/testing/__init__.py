@@ -64,4 +64,5 @@ async def session_cookie(
     if session.is_new:
         raise SettingsError("a session without data is not stored, so it has no cookie")
     pairs = [header.partition(";")[0] for header in manager.cookies(session)]
-    return "; ".join(pairs)
+    # Without what only clears a cookie of another form.
+    return "; ".join(pair for pair in pairs if not pair.endswith("="))

@@ -21,26 +21,32 @@ class HeldConnection(HTTPConnection):
     """
     A connection that holds what is written to it, until `release` or `drop`.
 
-    `complete_headers` adds to the headers what is known only then. A body that does not
-    fit its Content-Length is let through to the real connection at once, where Tornado
-    raises its own error inside the handler; `broken` tells.
+    Made with `holding=False` it lets pass what comes, but for the end of the response:
+    the last byte that the Content-Length promises, the headers of an answer without a
+    body, or `finish`. Before that it asks `before_end`, which says whether to hold it.
+
+    `complete_headers` adds to the headers what is known only when they leave. A body
+    that does not fit its Content-Length is let through to the real connection at once,
+    where Tornado raises its own error inside the handler; `broken` tells.
     """
 
     def __init__(
         self,
         connection: Any,
         complete_headers: Callable[[HTTPHeaders], None],
+        before_end: Callable[[], bool],
         *,
-        headers_left: bool,
+        holding: bool,
     ) -> None:
         #: The real one.
         self.connection = connection
         self._complete_headers: Callable[[HTTPHeaders], None] | None = complete_headers
-        #: Whether the client has seen the headers, so that no error page can follow.
-        self.headers_left = headers_left
+        self._before_end: Callable[[], bool] | None = before_end
         self._headers: HTTPHeaders | None = None
         self._kept: list[tuple[Callable[[], Any], asyncio.Future[None] | None]] = []
-        self.holding = True
+        self.holding = holding
+        #: Whether the client has seen the headers, so that no error page can follow.
+        self.headers_left = False
         #: Why the response was dropped, if it was.
         self.failed: Exception | None = None
         #: Bytes that the Content-Length still promises; None if it promises nothing.
@@ -59,28 +65,35 @@ class HeldConnection(HTTPConnection):
         headers: HTTPHeaders,
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
-        """Keeps the start line, the headers and the first part of the body."""
+        """Keeps or sends the start line, the headers and the first of the body."""
         self._headers = headers
         request = getattr(self.connection, "_request_start_line", None)
         bodiless = request is not None and request.method == "HEAD"
-        if isinstance(start_line, ResponseStartLine) and start_line.code == 304:
-            bodiless = True
-        if "Content-Length" in headers and not bodiless:
+        if isinstance(start_line, ResponseStartLine):
+            bodiless = bodiless or start_line.code in (204, 304)
+        if not bodiless and "Content-Length" in headers:
             self._expected = int(headers["Content-Length"])
         self._count(chunk)
+        if bodiless or (chunk is not None and self._expected == 0):
+            self._end_comes()
+        if not self.holding and self.failed is None:
+            self._headers_leave()
         return self._keep(
             lambda: self.connection.write_headers(start_line, headers, chunk)
         )
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Keeps a part of the body."""
+        """Keeps or sends a part of the body."""
         self._count(chunk)
+        if chunk and self._expected == 0:
+            self._end_comes()
         return self._keep(lambda: self.connection.write(chunk))
 
     def finish(self) -> None:
-        """Keeps the end of the response."""
+        """Keeps or sends the end of the response."""
         if self._expected:
             self._let_through()
+        self._end_comes()
         if self.holding:
             self._kept.append((self.connection.finish, None))
         elif self.failed is None:
@@ -89,9 +102,8 @@ class HeldConnection(HTTPConnection):
     def release(self) -> None:
         """Sends what was kept, in order; from now on everything passes through."""
         self.holding = False
-        if self._headers is not None and self._complete_headers is not None:
-            self._complete_headers(self._headers)
-            self.headers_left = True
+        if self._headers is not None:
+            self._headers_leave()
         kept, self._kept = self._kept, []
         try:
             for call, told in kept:
@@ -110,14 +122,28 @@ class HeldConnection(HTTPConnection):
             if told is not None and not told.done():
                 told.set_exception(error)
                 told.exception()  # nobody need be waiting
+        self.forget()
         self._decided()
+
+    def forget(self) -> None:
+        """Lets go of the handler: a circle that only the collector would end."""
+        self._complete_headers = self._before_end = None
+
+    def _headers_leave(self) -> None:
+        complete, self._complete_headers = self._complete_headers, None
+        if complete is not None and self._headers is not None:
+            complete(self._headers)
+        self.headers_left = True
 
     def _decided(self) -> None:
         on_decided, self.on_decided = self.on_decided, None
-        # It leads back to the handler: a circle that only the collector would end.
-        self._complete_headers = None
         if on_decided is not None:
             on_decided()
+
+    def _end_comes(self) -> None:
+        if not (self.holding or self.broken) and self.failed is None:
+            ask = self._before_end
+            self.holding = ask is not None and ask()
 
     def _keep(self, call: Callable[[], Any]) -> asyncio.Future[None]:
         if self.holding:
@@ -135,8 +161,8 @@ class HeldConnection(HTTPConnection):
                 self._let_through()
 
     def _let_through(self) -> None:
+        self.broken = True
         if self.holding:
-            self.broken = True
             self.release()
 
 

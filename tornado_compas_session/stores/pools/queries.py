@@ -2,8 +2,9 @@
 The statements of `schema/queries.sql`, by name.
 
 In the file a statement begins with a line `-- name --`, and has `:name` parameters with
-a type (`:ids::bytea[]`). `-- define name --` begins a part that statements share, used
-as `@name@`. Drivers get a statement as they want it: with `$1` or with `%s`.
+a type (`:handles::text[]`). `-- define name --` begins a part that statements share, as
+the head of that file explains. Drivers get a statement as they want it: with `$1` or
+with `%s`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 _HEADING = re.compile(r"^-- (define )?([a-z_]+) --$", re.M)
 _COMMENT = re.compile(r"--[^\n]*")
-_USE = re.compile(r"@([a-z_]+)@")
+_USE = re.compile(r"@(?:(one|many)\.)?([a-z_]+)@")
+_VALUE = re.compile(r"\{([a-z_]+)\}")
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 
 
@@ -61,12 +63,26 @@ def statements() -> dict[str, Statement]:
     """All statements of `queries.sql`, by name."""
     parts = _HEADING.split((schema_dir() / "queries.sql").read_text("utf-8"))
     definitions: dict[str, str] = {}
-    found: dict[str, Statement] = {}
+    given: dict[str, str] = {}
     for define, name, sql in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        sql = _COMMENT.sub("", sql).strip()
-        sql = _USE.sub(lambda m: definitions[m[1]], sql)
-        if define:
-            definitions[name] = sql
-        else:
-            found[name] = compile_statement(name, sql)
+        (definitions if define else given)[name] = _COMMENT.sub("", sql).strip()
+    types = dict(each.split() for each in given.pop("types").split(","))
+
+    def fill(sql: str, kind: str = "") -> str:
+        def use(match: re.Match[str]) -> str:
+            return fill(definitions[match[2]], match[1] or kind)
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            return f":{name}::{types[name]}" if kind == "one" else f"c.{name}"
+
+        return _VALUE.sub(value, _USE.sub(use, sql)) if kind else _USE.sub(use, sql)
+
+    found: dict[str, Statement] = {}
+    for name, sql in given.items():
+        if "@row@" in sql:
+            waiting = f"{name}_waiting"
+            found[waiting] = compile_statement(waiting, fill(sql))
+            sql = sql.replace("@row@", "@row_unlocked@")
+        found[name] = compile_statement(name, fill(sql))
     return found

@@ -1,0 +1,409 @@
+"""
+The one loop that commits: take what is pending, write it, take what has come meanwhile,
+until nothing is left.
+
+It serves the end of a request, `save()`, the handshake of a WebSocket and the end of a
+block of `lock()`. What there is to do is decided in one place, `Committer.next`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tornado_compas_session.core.change import NOTHING, Difference, Ledger
+from tornado_compas_session.core.guard import Guard
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
+from tornado_compas_session.core.lifetimes import Lifetimes
+from tornado_compas_session.core.protocols import Locked, SessionStore
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import (
+    Identity,
+    NewSecret,
+    Saved,
+    SessionChange,
+    SessionRecord,
+    user_of,
+    user_text,
+)
+from tornado_compas_session.exceptions import (
+    HandleTaken,
+    SessionDataError,
+    SessionGone,
+    StoreError,
+)
+from tornado_compas_session.settings import SessionOptions
+
+logger = logging.getLogger("tornado_compas_session")
+
+_HANDLE_TRIES = 3
+
+
+class Step(NamedTuple):
+    """One write: what the store is told, and what the session knows once it is done."""
+
+    verb: str
+    difference: Difference = NOTHING
+    change: SessionChange = SessionChange()
+    #: Set where the write changes who the visitor is.
+    identity: Identity | None = None
+    signed_in: bool | None = None
+
+    @property
+    def renews_cookie(self) -> bool:
+        """Whether the new secret is only there for the browser to get its cookie."""
+        return (
+            self.verb == "regenerate"
+            and self.identity is None
+            and self.signed_in is None
+        )
+
+
+class Committer:
+    """Decides what there is to write of a session, and writes it."""
+
+    def __init__(
+        self,
+        options: SessionOptions,
+        store: SessionStore,
+        lifetimes: Lifetimes,
+        guard: Guard,
+        *,
+        draw_handle: Callable[[], str] = new_handle,
+        draw_secret: Callable[[], str] = new_secret,
+    ) -> None:
+        self.options = options
+        self._store = store
+        self._lifetimes = lifetimes
+        self._guard = guard
+        self._draw_handle = draw_handle
+        self._draw_secret = draw_secret
+        self._warned: set[str] = set()
+
+    # ── what there is to do ──────────────────────────────────────────────────────
+
+    def next(self, session: Session, *, automatic: bool) -> Step | None:
+        """
+        The next write, if there is anything to write.
+
+        Raises `SessionDataError` for what cannot be kept, `SessionGone` where the
+        session is another visitor's by now, and `ResponseAlreadySent` for what needs a
+        cookie too late.
+        """
+        life = session.life
+        if life.doomed is not None:
+            return Step("delete")  # an end waits for nobody, auto_commit or not
+        difference = NOTHING
+        own = regenerating = False
+        if not ((automatic and not self.options.auto_commit) or session.untouched):
+            if not session.ledger.untouched:
+                difference = session.ledger.difference(session)
+            own, regenerating = session.own_set, life.regenerating
+        if life.record is None:
+            return self._creation(session, difference)
+        if difference and self._changes_identity(session, difference):
+            return self._identity(session, difference)
+        if regenerating and life.may_regenerate and life.unreachable is None:
+            life.check_cookie()
+            return self._step("regenerate", session, difference, signed_in=True)
+        if life.renews_cookie and self._lifetimes.cookie_is_due(session):
+            return self._step("regenerate", session, difference)
+        if difference or own:
+            return self._step("save", session, difference)
+        if life.shows is not None or self._lifetimes.row_is_due(session):
+            change = self._lifetimes.of_change(session, SessionChange())
+            return Step("save", difference, change)
+        life.regeneration_done()  # one that would do no good
+        return None
+
+    def _creation(self, session: Session, difference: Difference) -> Step | None:
+        if not difference.changed:
+            return None
+        life = session.life
+        if life.strange:
+            if session.user is None or session.user != life.strange_user:
+                raise SessionGone
+            life.unbound()  # a double click on "sign in": the second gets its own
+        life.check_cookie()
+        if life.unreachable is not None:
+            self._warn_once(life.unreachable)
+            return None
+        return self._step(
+            "create", session, difference, self._identity_of(session.user)
+        )
+
+    def _identity(self, session: Session, difference: Difference) -> Step | None:
+        life = session.life
+        if life.current:
+            life.check_cookie()
+            if life.unreachable is not None and session.user is not None:
+                self._warn_once(life.unreachable)
+                return None
+            identity = self._identity_of(session.user) or Identity(None)
+            signed_in = identity.user_id is not None
+            return self._step("regenerate", session, difference, identity, signed_in)
+        # A change of who the visitor is needs the current secret, and is never merged.
+        if session.user is not None:
+            life.lost()
+            raise SessionGone
+        life.end()
+        session.ledger = Ledger(None)
+        session.ledger.untouched = False
+        return Step("delete")
+
+    def _identity_of(self, user: str | None) -> Identity | None:
+        if user is None:
+            return None
+        return Identity(user, self.options.max_sessions_per_user)
+
+    def _changes_identity(self, session: Session, difference: Difference) -> bool:
+        if not (
+            "user_id" in difference.changed
+            or "user_id" in difference.removed
+            or difference.exact is not None
+        ):
+            return False
+        try:
+            before = user_text(session.ledger.user)
+        except SessionDataError:  # written to the row by somebody else
+            return True
+        return session.user != before
+
+    def _step(
+        self,
+        verb: str,
+        session: Session,
+        difference: Difference,
+        identity: Identity | None = None,
+        signed_in: bool | None = None,
+    ) -> Step:
+        size, ledger = 0, session.ledger
+        if difference:
+            size = ledger.size(difference)
+        if size > self.options.max_data_size and (
+            session.is_new or size > ledger.stored
+        ):
+            # One that has grown too large in parallel can still shrink, and sign out.
+            raise SessionDataError(
+                "all of it",
+                f"{size} bytes of JSON, and max_data_size is "
+                f"{self.options.max_data_size}",
+            )
+        change = SessionChange(
+            difference.changed,
+            difference.removed,
+            replace=difference.exact is not None,
+            own=session.own_set,
+            own_idle=session.own_idle,
+            own_absolute=session.own_absolute,
+        )
+        change = self._lifetimes.of_change(session, change)
+        return Step(verb, difference, change, identity, signed_in)
+
+    # ── doing it ─────────────────────────────────────────────────────────────────
+
+    async def all(self, session: Session, *, automatic: bool) -> None:
+        """
+        Writes until nothing is left; to be called by one at a time for each session.
+
+        Raises what `next` does, and `StoreError`: then the write may have happened.
+        """
+        step = session.planned or self.next(session, automatic=automatic)
+        while step is not None:
+            session.planned = None
+            await self._write(session, step)
+            step = self.next(session, automatic=automatic)
+
+    async def _write(self, session: Session, step: Step) -> None:
+        store, guard, life = self._store, self._guard, session.life
+        if step.verb == "delete":
+            doomed = life.doomed
+            assert doomed is not None
+            done = await guard(
+                store.delete(doomed.handle, doomed.epoch, deadline=guard.deadline)
+            )
+            self._ended(session, doomed, done=done)
+            return
+        if step.verb == "create":
+            await self._create(session, step)
+            return
+        record = life.record
+        assert record is not None
+        secret = None
+        if step.verb == "regenerate":
+            secret = self._secret(session, step)
+            saved = await guard(
+                store.regenerate(
+                    record.handle,
+                    record.epoch,
+                    secret,
+                    step.change,
+                    deadline=guard.deadline,
+                )
+            )
+        else:
+            saved = await guard(
+                store.save(
+                    record.handle, record.epoch, step.change, deadline=guard.deadline
+                )
+            )
+        if saved is not None:
+            self.done(session, step, saved, secret)
+        elif secret is not None:
+            await self._overtaken(session, step, secret)
+        else:
+            self._lost(session, step)
+
+    async def _create(self, session: Session, step: Step) -> None:
+        store, guard, life = self._store, self._guard, session.life
+        for _ in range(_HANDLE_TRIES):
+            handle, secret = life.draw(self._draw_handle, self._draw_secret)
+            new = hash_secret(secret)
+            try:
+                saved = await guard(
+                    store.create(
+                        handle,
+                        new,
+                        step.change,
+                        step.identity,
+                        deadline=guard.deadline,
+                    )
+                )
+            except HandleTaken:
+                found = await guard(store.load(handle, deadline=guard.deadline))
+                if found is None or not life.was_tried(found):
+                    life.redraw()
+                    continue
+                # It was made by a try whose reply was lost, from what there was then.
+                session.ledger = Ledger(found.data)
+                session.ledger.replace()
+                life.created(found)
+                return
+            change = step.change
+            record = SessionRecord(
+                handle,
+                "{}",
+                new,
+                None,
+                0,
+                created=saved.now,
+                used=saved.now,
+                expires=saved.expires,
+                now=saved.now,
+                turned=saved.now,
+                shown=saved.now,
+                authenticated=saved.authenticated,
+                own_idle=change.own_idle,
+                own_absolute=change.own_absolute,
+            )
+            life.created(record)
+            self._written(session, step)
+            logger.info("session %s created", handle)
+            return
+        raise StoreError(
+            f"{_HANDLE_TRIES} random handles in a row were taken; "
+            "is the random number generator broken?"
+        )
+
+    async def _overtaken(self, session: Session, step: Step, secret: NewSecret) -> None:
+        """The row has not the secret that it had: another request was first."""
+        life, record = session.life, session.life.record
+        assert record is not None
+        row = await self._guard(
+            self._store.load(record.handle, deadline=self._guard.deadline)
+        )
+        if row is not None and row.secret_hash == secret.new:
+            # It was this one, by a try whose reply was lost.
+            self.done(
+                session, step, Saved(row.expires, row.now, row.authenticated), secret
+            )
+        elif step.identity is not None:
+            user = step.identity.user_id
+            if row is None or user is None or user_of(row) != user:
+                self._lost(session, step)
+            # A double click on "sign in": the second gets a session of its own.
+            life.unbound()
+            session.ledger = Ledger(None)
+            session.ledger.untouched = False
+        elif row is None or row.epoch != record.epoch:
+            self._lost(session, step)
+        else:
+            life.seen(row)  # and what there is to write is merged by a plain save
+
+    def _lost(self, session: Session, step: Step) -> None:
+        session.life.lost()
+        session.start(None)
+        if not step.change.only_renews or step.signed_in is not None or step.identity:
+            raise SessionGone
+
+    def _secret(self, session: Session, step: Step) -> NewSecret:
+        record = session.life.record
+        assert record is not None
+        _, secret = session.life.draw(lambda: record.handle, self._draw_secret)
+        return NewSecret(
+            record.secret_hash, hash_secret(secret), step.identity, step.signed_in
+        )
+
+    # ── inside of lock() ─────────────────────────────────────────────────────────
+
+    async def locked(
+        self, session: Session, locked: Locked
+    ) -> Callable[[], None] | None:
+        """
+        Writes the next step to the locked row; what it returns is to be called once
+        that is committed.
+        """
+        step = self.next(session, automatic=False)
+        if step is None or step.verb == "create":
+            return None  # what follows an end is created after the block
+        if step.verb == "delete":
+            doomed = session.life.doomed
+            assert doomed is not None
+            await locked.delete()
+            return lambda: self._ended(session, doomed, done=True)
+        secret = None
+        if step.verb == "regenerate":
+            secret = self._secret(session, step)
+            saved = await locked.regenerate(secret, step.change)
+        else:
+            saved = await locked.save(step.change)
+        return lambda: self.done(session, step, saved, secret)
+
+    # ── done ─────────────────────────────────────────────────────────────────────
+
+    def done(
+        self, session: Session, step: Step, saved: Saved, secret: NewSecret | None
+    ) -> None:
+        """The write is committed."""
+        life = session.life
+        if secret is None:
+            life.saved(saved)
+        else:
+            life.regenerated(saved, secret)
+            assert life.record is not None
+            logger.info("session %s regenerated", life.record.handle)
+        self._written(session, step)
+
+    def _written(self, session: Session, step: Step) -> None:
+        change = step.change
+        if step.difference:
+            user = session.ledger.user if step.identity is None else session.user
+            session.ledger.written(step.difference, user)
+        if change.own:
+            session.life.owns(change.own_idle, change.own_absolute)
+            if (session.own_idle, session.own_absolute) == (
+                change.own_idle,
+                change.own_absolute,
+            ):
+                session.own_set = False
+
+    def _ended(self, session: Session, doomed: SessionRecord, *, done: bool) -> None:
+        session.life.ended(done=done)
+        if done:
+            logger.info("session %s destroyed", doomed.handle)
+
+    def _warn_once(self, message: str) -> None:
+        if message and message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)

@@ -1,0 +1,321 @@
+"""
+Where a session stands: which row it is, whether this request may write to it, what is
+to become of it, and what the browser is yet to be told.
+
+Manager and handler move it by named transitions; nobody sets its fields from outside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tornado_compas_session.core.ids import hash_secret
+from tornado_compas_session.core.types import NewSecret, Saved, SessionRecord
+from tornado_compas_session.exceptions import ResponseAlreadySent
+
+#: A cookie is cleared for a row that was not there so many seconds ago at the most: the
+#: browser may have got another one since.
+_GONE_FRESH = 1.0
+
+
+class Life:
+    """The life of one session within one request (or one open WebSocket)."""
+
+    __slots__ = (
+        "_doomed",
+        "_finished",
+        "_gone_at",
+        "_headers_left",
+        "_in_cookie",
+        "_secret",
+        "_tried",
+        "clears",
+        "current",
+        "outdated",
+        "record",
+        "regenerating",
+        "renewed",
+        "renews_cookie",
+        "several",
+        "shows",
+        "strange",
+        "strange_user",
+        "unreachable",
+    )
+
+    def __init__(self) -> None:
+        #: The row, as it was last seen; None while there is none.
+        self.record: SessionRecord | None = None
+        #: Whether this request has the secret that opens it now, not the one before.
+        self.current = False
+        #: The hash that the browser presented, where it is yet to be noted that it did.
+        self.shows: bytes | None = None
+        #: Its cookie is signed by an older key or came under an older name.
+        self.outdated = False
+        #: Several cookies of the name came: the others are cleared with the next one.
+        self.several = False
+        #: `regenerate()` was called.
+        self.regenerating = False
+        #: The response clears the cookie: this request has ended the session.
+        self.clears = False
+        #: The row was written since it was read, which has extended its life.
+        self.renewed = False
+        #: Whether this response may take a renewed cookie along.
+        self.renews_cookie = True
+        #: Why no cookie can reach the browser, where none can.
+        self.unreachable: str | None = None
+        #: The row has moved on to another secret or visitor: nothing is written to it.
+        self.strange = False
+        self.strange_user: str | None = None
+        self._gone_at: float | None = None
+        self._doomed: SessionRecord | None = None
+        #: The secret that this request made and committed; and the handle and secret of
+        #: a try that is not known to be committed.
+        self._secret: str | None = None
+        self._tried: tuple[str, str] | None = None
+        self._headers_left: str | None = None
+        self._in_cookie = False
+        self._finished: str | None = None
+
+    # ── how it begins ────────────────────────────────────────────────────────────
+
+    def came_with(self, cookies: int) -> None:
+        """So many verified cookies of the name came with the request."""
+        self.several = cookies > 1
+
+    def found(
+        self, record: SessionRecord, presented: bytes, *, outdated: bool = False
+    ) -> None:
+        """The browser showed a secret that opens this row."""
+        self.record = record
+        self.current = presented == record.secret_hash
+        self.outdated = outdated and self.current
+        if self.current and record.shown is None:
+            self.shows = presented
+
+    def found_strange(self, user: str | None) -> None:
+        """
+        The row has moved on: to another secret, or to another visitor (`user`).
+
+        The session is empty, and saving what it is told raises `SessionGone`: a new
+        session's cookie would throw the good one out.
+        """
+        self.strange, self.strange_user = True, user
+
+    def found_nothing(self) -> None:
+        """There is no row of the handle that the browser showed."""
+        self._gone_at = time.monotonic()
+
+    # ── what may be done ─────────────────────────────────────────────────────────
+
+    def check_open(self, *, cookie: bool = False) -> None:
+        """
+        Raises `ResponseAlreadySent` if a change comes too late, or one that needs a
+        cookie does.
+        """
+        if self._finished is not None:
+            raise ResponseAlreadySent(self._finished)
+        # A new session needs a cookie, so its content is as late as its cookie.
+        needed = cookie or self.record is None or self._in_cookie
+        if self._headers_left is not None and needed:
+            raise ResponseAlreadySent(self._headers_left)
+
+    def kept_in_cookie(self) -> None:
+        """There is no row: the content itself is in the cookie."""
+        self._in_cookie = True
+
+    def headers_left(self, why: str) -> None:
+        """From now on no cookie can follow."""
+        self._headers_left = why
+        self.renews_cookie = False
+
+    def no_cookie(self, why: str) -> None:
+        """No cookie can reach the browser; `why` is for the log, if there is a log."""
+        self.unreachable = why
+        self.renews_cookie = False
+
+    def no_renewal(self) -> None:
+        """This response takes no renewed cookie along."""
+        self.renews_cookie = False
+
+    def check_cookie(self) -> None:
+        """Raises `ResponseAlreadySent` if the headers have left."""
+        if self._headers_left is not None:
+            raise ResponseAlreadySent(self._headers_left)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the response has been finished, if not sent."""
+        return self._finished is not None
+
+    def finish(self, why: str) -> None:
+        """From now on nothing can follow."""
+        self._finished = why
+
+    def reopen(self) -> None:
+        """An error page replaces the response, so a cookie can go out again."""
+        self._headers_left = self._finished = None
+
+    # ── what is to become of it ──────────────────────────────────────────────────
+
+    def end(self) -> None:
+        """The row is to be deleted; from now on this is a new session."""
+        if self.record is not None:
+            self._doomed = self._doomed or self.record
+        self._forget()
+
+    @property
+    def doomed(self) -> SessionRecord | None:
+        """The row that is to be deleted."""
+        return self._doomed
+
+    def ended(self, *, done: bool) -> None:
+        """It was deleted, or else was somebody else's by then: that is done as well."""
+        self._doomed = None
+        self.clears = self.clears or done
+
+    def spare(self) -> None:
+        """The row is not to be deleted after all: the request failed."""
+        self._doomed = None
+
+    @property
+    def may_regenerate(self) -> bool:
+        """
+        Whether a new secret would do any good: this request has the current one, and
+        has not made one already that the browser is yet to be sent.
+        """
+        return self.current and self._secret is None
+
+    def regeneration_done(self) -> None:
+        """There is nothing left to do of what `regenerate()` asked for."""
+        self.regenerating = False
+
+    def draw(
+        self, handle: Callable[[], str], secret: Callable[[], str]
+    ) -> tuple[str, str]:
+        """What to try; the same again while it is unknown how the last try went."""
+        if self._tried is None:
+            self._tried = handle(), secret()
+        return self._tried
+
+    def redraw(self) -> None:
+        """What was tried is somebody else's."""
+        self._tried = None
+
+    def was_tried(self, record: SessionRecord) -> bool:
+        """Whether the row has the secret of a try whose reply was lost."""
+        return self._tried is not None and hash_secret(self._tried[1]) == (
+            record.secret_hash
+        )
+
+    # ── what has become of it ────────────────────────────────────────────────────
+
+    def created(self, record: SessionRecord) -> None:
+        """The row was made, with the secret that was drawn."""
+        self.record = record
+        self.renewed = True
+        self._take_secret()
+
+    def regenerated(self, saved: Saved, secret: NewSecret) -> None:
+        """The row has the secret that was drawn."""
+        assert self.record is not None
+        identity = secret.identity
+        self.record = self.record._replace(
+            secret_hash=secret.new,
+            former_hash=None if identity else secret.mine,
+            epoch=self.record.epoch + (identity is not None),
+            turned=saved.now,
+            shown=None,
+        )
+        self._take_secret()
+        self.saved(saved)
+
+    def _take_secret(self) -> None:
+        assert self._tried is not None
+        self._secret, self._tried = self._tried[1], None
+        self.current = True
+        self.shows = None
+        self.regenerating = self.outdated = self.clears = False
+
+    def saved(self, saved: Saved) -> None:
+        """The row was written."""
+        assert self.record is not None
+        self.renewed = True
+        self.record = self.record._replace(
+            used=saved.now,
+            expires=saved.expires,
+            now=saved.now,
+            authenticated=saved.authenticated,
+        )
+        if self.shows is not None:
+            self.record = self.record._replace(shown=saved.now)
+            self.shows = None
+
+    def owns(self, idle: int | None, absolute: int | None) -> None:
+        """The row has these lifetimes of its own."""
+        if self.record is not None:
+            self.record = self.record._replace(own_idle=idle, own_absolute=absolute)
+
+    def seen(self, record: SessionRecord) -> None:
+        """The row was read again: it is the same visitor's."""
+        self.current = self.current and (
+            self.record is not None and record.secret_hash == self.record.secret_hash
+        )
+        self.record = record
+        self.renewed = False
+
+    def lost(self) -> None:
+        """The row is gone, or is another visitor's; whoever writes now hears of it."""
+        self._forget()
+        self.strange, self.strange_user = True, None
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All of it as it is now, for `roll_back`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def roll_back(self, checkpoint: dict[str, Any], record: SessionRecord) -> None:
+        """As it was at the checkpoint, with the row as it was read since."""
+        for name, value in checkpoint.items():
+            setattr(self, name, value)
+        self.seen(record)
+
+    def unbound(self) -> None:
+        """The row is left to whoever has it; from now on this is a new session."""
+        self._forget()
+        self.strange = False
+
+    def _forget(self) -> None:
+        self.record = self.shows = self._secret = self._tried = None
+        self.current = self.outdated = self.regenerating = False
+
+    # ── what the browser is to be told ───────────────────────────────────────────
+
+    @property
+    def secret(self) -> str | None:
+        """The secret that the browser is yet to be sent: only a new one is."""
+        return self._secret
+
+    @property
+    def clears_cookie(self) -> bool:
+        """
+        Whether the cookie is to be cleared: the session was ended by this request, or
+        was gone when this request came, a moment ago.
+        """
+        if self.record is not None or self.strange:
+            return False
+        return self.clears or (
+            self._gone_at is not None
+            and time.monotonic() - self._gone_at <= _GONE_FRESH
+        )
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing to save, renew, end or clear."""
+        return (
+            self.record is None
+            and self._doomed is None
+            and self._gone_at is None
+            and not self.clears
+        )

@@ -1,0 +1,110 @@
+"""How long a session lives, when that is renewed, and when its cookie is."""
+
+from __future__ import annotations
+
+import math
+
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.core.types import SessionChange, SessionRecord
+from tornado_compas_session.settings import SessionOptions
+
+#: A cookie is renewed after so many seconds at the latest, where use renews it.
+_COOKIE_RENEWED = 3600.0
+
+
+class Lifetimes:
+    """The lifetimes of an application's sessions, by its options and their own."""
+
+    def __init__(self, options: SessionOptions) -> None:
+        self.options = options
+        self._idle = options.idle
+        #: Over so many seconds left, no session is due unless its own idle lifetime is
+        #: longer: all else only shortens them.
+        self._recent = self._idle - self._slack(self._idle)
+
+    def of(self, session: Session) -> tuple[int, int | None]:
+        """The idle and the absolute lifetime of a session, its own ones first."""
+        own, absolute = session.own_idle, session.own_absolute
+        idle = self._default_idle(session) if own is None else abs(own)
+        return idle, self.options.absolute_max_age if absolute is None else absolute
+
+    def ends_with_browser(self, session: Session) -> bool:
+        """Whether the cookie of a session has no lifetime of its own."""
+        own = session.own_idle
+        return (self.options.max_age if own is None else own) < 0
+
+    def is_over(self, record: SessionRecord) -> bool:
+        """
+        Whether a session has ended by the options of today, which may be shorter than
+        those it was written under. The idle lifetime counts from its last use.
+        """
+        options = self.options
+        absolute = record.own_absolute
+        if absolute is None:
+            absolute = options.absolute_max_age
+        if absolute is not None and record.created + absolute <= record.now:
+            return True
+        if record.own_idle is not None:
+            return False
+        since = record.created if options.renew is None else record.used
+        return since + self._idle <= record.now
+
+    def of_change(self, session: Session, change: SessionChange) -> SessionChange:
+        """The change, with what the store needs to compute the expiry."""
+        options = self.options
+        renewing = options.renew is not None or session.is_new or change.own
+        agent, address = session.client or (None, None)
+        return change._replace(
+            idle=float(self._default_idle(session)) if renewing else None,
+            absolute=options.absolute_max_age,
+            shown=session.life.shows,
+            user_agent=agent,
+            address=address,
+        )
+
+    def row_is_due(self, session: Session) -> bool:
+        """Whether the row's expiry is to be written, because the session is used."""
+        record = session.life.record
+        if record is None or self.options.renew is None or session.life.renewed:
+            return False
+        remaining = record.expires - record.now
+        if remaining > self._recent and session.own_idle is None:
+            return False  # as with most requests
+        idle, absolute = self.of(session)
+        full: float = idle
+        if absolute is not None:
+            full = min(full, record.created + absolute - record.now)
+        return remaining <= full - self._slack(idle)
+
+    def cookie_is_due(self, session: Session) -> bool:
+        """Whether the browser is to get a cookie anew, and a new secret with it."""
+        life, options = session.life, self.options
+        record = life.record
+        if record is None or not life.may_regenerate:
+            return False
+        if life.outdated:
+            return True
+        if options.renew is None or not options.overwrite:
+            return False
+        idle, _ = self.of(session)
+        every = max(options.renew, min(idle / 10, _COOKIE_RENEWED))
+        if options.renew == 0:
+            every = 0.0
+        return record.now - record.turned >= every
+
+    def cookie_max_age(self, session: Session) -> int | None:
+        """The Max-Age of a session's cookie; None if it ends with the browser."""
+        record = session.life.record
+        if record is None or self.ends_with_browser(session):
+            return None
+        return max(1, math.ceil(record.expires - record.now - 0.001))
+
+    def _slack(self, idle: float) -> float:
+        # A short lifetime is renewed more often, so that use always extends it.
+        return min(self.options.renew or 0.0, idle / 10)
+
+    def _default_idle(self, session: Session) -> int:
+        shorter = self.options.anonymous_max_age
+        if shorter is not None and session.open().user is None:
+            return min(shorter, self._idle)
+        return self._idle

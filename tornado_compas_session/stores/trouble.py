@@ -1,0 +1,123 @@
+"""
+The one place that knows whether the store is in trouble, and says so: once when it
+begins, once when it changes, once when it is over. Never a line for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from types import TracebackType
+
+from tornado_compas_session.exceptions import LockTimeout, StoreError
+
+logger = logging.getLogger("tornado_compas_session")
+
+#: Without an error for so many seconds, and with something that worked, it is over.
+_QUIET = 1.0
+_NUMBERS = re.compile(r"[\d.]+")
+
+
+class Trouble:
+    """Hears of every failure and every success, by kind: reads, writes, locks."""
+
+    def __init__(self) -> None:
+        #: What ails the store now, of each kind; empty while all is well.
+        self._now: dict[str, StoreError] = {}
+        self._last: dict[str, float] = {}
+        self._began = 0.0
+        self._requests = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._worked: set[str] = set()
+        #: Hears of the beginning and the end, with what `describe` says.
+        self.on_change: Callable[[str, str], None] | None = None
+
+    @property
+    def now(self) -> StoreError | None:
+        """What ails the store, until it works again."""
+        return next(iter(self._now.values()), None)
+
+    def failed(self, kind: str, error: StoreError, requests: int = 1) -> None:
+        """So many requests met this error."""
+        loop = asyncio.get_running_loop()
+        known = self._now.get(kind)
+        if not self._now:
+            self._began, self._requests = loop.time(), 0
+        self._requests += requests
+        self._last[kind] = loop.time()
+        self._worked.discard(kind)
+        self._now[kind] = error
+        if known is None or _reason(known) != _reason(error):
+            logger.error("the session store is in trouble: %s fail: %s", kind, error)
+            if self.on_change is not None:
+                self.on_change("trouble", f"{kind}: {error}")
+
+    def worked(self, kind: str) -> None:
+        """Something of this kind has worked; cheap while all is well."""
+        kinds = {kind, "locks"} if kind == "writes" else {kind}
+        if kinds & self._now.keys():
+            self._worked |= kinds & self._now.keys()
+            if self._timer is None:
+                self._watch(_QUIET)
+
+    def watch(self, kind: str) -> Watch:
+        """What is done in its `with` block is of this kind, and is watched."""
+        return Watch(self, kind)
+
+    def _watch(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        for kind in list(self._worked):
+            quiet = now - self._last[kind]
+            if quiet < _QUIET:
+                self._watch(_QUIET - quiet)
+                return
+            self._worked.discard(kind)
+            del self._now[kind]
+        if not self._now:
+            # The quiet second is not part of it.
+            lasted = max(self._last.values()) - self._began
+            logger.warning(
+                "the session store works again, after %.1f seconds; %d requests were "
+                "refused",
+                lasted,
+                self._requests,
+            )
+            if self.on_change is not None:
+                self.on_change("works again", f"{lasted:.1f} s")
+
+
+class Watch:
+    """A context manager that can be entered by many at once: it keeps nothing."""
+
+    __slots__ = ("_kind", "_trouble")
+
+    def __init__(self, trouble: Trouble, kind: str) -> None:
+        self._trouble, self._kind = trouble, kind
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            if self._trouble.now is not None:
+                self._trouble.worked(self._kind)
+        elif isinstance(error, LockTimeout):
+            self._trouble.failed("locks", error)
+        elif isinstance(error, StoreError):
+            self._trouble.failed(self._kind, error)
+
+
+def _reason(error: StoreError) -> str:
+    return type(error).__name__ + _NUMBERS.sub("", str(error))

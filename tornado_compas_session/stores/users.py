@@ -1,0 +1,89 @@
+"""Finding and ending the sessions of a user, and upkeep: what no request waits for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tornado_compas_session.core.ids import is_handle
+from tornado_compas_session.core.types import SessionInfo, known_user
+from tornado_compas_session.stores.database import Database
+from tornado_compas_session.stores.rowqueue import RowQueue
+from tornado_compas_session.stores.rows import info_of
+
+logger = logging.getLogger("tornado_compas_session")
+
+
+class PostgresUserSessions:
+    """The part of `PostgresSessionStore` that is the protocol `UserSessions`."""
+
+    _database: Database
+    _rows: RowQueue
+
+    async def sessions_of(
+        self, user_id: str | int, *, limit: int = 50, current: str | None = None
+    ) -> list[SessionInfo]:
+        """
+        The live sessions of a user, last used first; see `UserSessions.sessions_of`.
+
+        `user_id` is what the application keeps under `user_id` in its sessions.
+        """
+        user = known_user(user_id)
+        rows = await self._database.alone("sessions_of", user_id=user, limit=limit)
+        return [info_of(row, current) for row in rows]
+
+    async def revoke(self, handle: str) -> bool:
+        """Ends the session with this handle; False if there is none."""
+        if not is_handle(handle):
+            return False
+        database = self._database
+        until = database.deadline()
+        async with self._rows.turn(handle, until):
+            left = database.left(until)
+            rows = await database.alone("revoke", left, handle=handle)
+        if rows:
+            logger.info("session %s revoked", handle)
+        return bool(rows)
+
+    async def revoke_user(
+        self, user_id: str | int, *, except_handle: str | None = None
+    ) -> int:
+        """Ends all sessions of a user but one; returns how many."""
+        rows = await self._database.alone(
+            "revoke_user",
+            user_id=known_user(user_id),
+            except_handle=except_handle or "",
+        )
+        return len(rows)
+
+    async def revoke_all(self) -> int:
+        """Ends every session; returns how many."""
+        return int((await self._database.alone("revoke_all"))[0][0])
+
+    async def delete_expired(self, *, limit: int = 1000) -> int:
+        """
+        Deletes up to `limit` expired rows; returns how many.
+
+        Never touches a live one, and leaves out rows that another cleaner works on.
+        """
+        rows = await self._database.alone("delete_expired", limit=limit)
+        return int(rows[0][0])
+
+    async def stats(self) -> dict[str, Any]:
+        """Counts: live, expired, anonymous, users, the age of the oldest, bytes."""
+        row = (await self._database.alone("stats"))[0]
+        names = ("live", "expired", "anonymous", "users")
+        return {
+            **dict(zip(names, (int(n) for n in row[:4]), strict=True)),
+            "oldest_seconds": None if row[4] is None else row[5] - row[4],
+            "bytes": int(row[6]),
+        }
+
+    async def top_users(self, *, limit: int = 5) -> list[tuple[str, int]]:
+        """The users with the most live sessions."""
+        rows = await self._database.alone("top_users", limit=limit)
+        return [(row[0], int(row[1])) for row in rows]
+
+    async def check(self) -> None:
+        """Raises `SchemaMissing` or `StoreUnavailable` if sessions cannot be kept."""
+        await self._database.alone("check_session_table")

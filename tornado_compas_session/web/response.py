@@ -1,0 +1,411 @@
+"""
+`HeldResponseMixin`: a response leaves when what was changed before it is committed.
+
+Tornado calls the method, and `finish`; that calls `flush`, which builds the headers,
+then the connection's `finish`, then `_log` and `on_finish`. So `flush` is where it is
+decided whether the response must wait; Tornado's call of `on_finish` is where the save
+starts; and what watches, the access log and the handler's own `on_finish`, is told when
+it is known what leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+from tornado.concurrent import Future, future_set_result_unless_cancelled
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import StreamClosedError
+from tornado.web import RequestHandler
+
+from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.session import Session
+from tornado_compas_session.exceptions import (
+    SessionError,
+    SessionGone,
+    StoreError,
+    StoreUnavailable,
+)
+from tornado_compas_session.web.caching import keep_private, may_be_shared, vary
+from tornado_compas_session.web.held import HeldConnection
+
+logger = logging.getLogger("tornado_compas_session")
+
+#: Seconds after which a client may try again.
+_RETRY_AFTER = "2"
+_SENT = "the headers of the response have left"
+_FINISHED = (
+    "the response has been finished, so the session can no longer change; change it "
+    "before finish(), and what happens later by the store"
+)
+
+# What the loop runs it holds weakly; these are held until they end.
+_commits: set[asyncio.Task[None]] = set()
+
+
+class HeldResponseMixin(RequestHandler):
+    """Holds responses until the commit; the part of `SessionMixin` that answers."""
+
+    _session_manager: SessionManager
+    _session: Session | None = None
+    _session_error: SessionError | None = None
+    #: An error page from 500 on: the request's changes are not saved.
+    _session_discard = False
+    _session_held: HeldConnection | None = None
+    _session_task: asyncio.Task[None] | None = None
+    #: Within `finish()`; and whether its watchers are yet to be told.
+    _session_ending = False
+    _session_muted = False
+
+    # ── Tornado's hooks ──────────────────────────────────────────────────────────
+
+    def flush(self, include_footers: bool = False) -> Future[None]:
+        """
+        Sends what was written; the first time, the session's cookies with it.
+
+        What needs a new cookie is committed before the headers leave, so the returned
+        future may wait for the commit; the end of a response waits for all the rest.
+        Inside of `lock()` it does not wait: the response leaves after the block.
+        """
+        session, held = self._session, self._session_held
+        if held is not None and held.failed is not None and not self._finished:
+            raise held.failed
+        if not self._headers_written:
+            if session is not None:
+                self._session_before_headers(session, final=include_footers)
+            elif isinstance(self._session_error, StoreError):
+                self.set_header("Retry-After", _RETRY_AFTER)
+        future = super().flush(include_footers)
+        held = self._session_held
+        if held is not None and held.holding and session is not None and session.locked:
+            # It would wait for the end of the block that waits for it.
+            future = Future()
+            future.set_result(None)
+        return future
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        """Ends the response; it leaves when the session is committed."""
+        session, held = self._session, self._session_held
+        if session is None or self._finished:
+            return super().finish(chunk)
+        if held is not None and held.failed is not None:
+            # Of a flush() that nobody awaited. Raised here it might reach nobody.
+            error = held.failed
+            self.send_error(_status(error), exc_info=(type(error), error, None))
+            future: Future[None] = Future()
+            future.set_result(None)
+            return future
+        self._session_ending = True
+        if held is not None and held.holding:
+            self._session_mute()
+        ui = self.ui
+        try:
+            future = super().finish(chunk)
+        except BaseException:
+            self._session_ending = False
+            self._session_unmute()
+            raise
+        if self._status_code != 101:
+            session.life.finish(_FINISHED)
+        if self._session_muted:
+            self.ui = ui  # an error page may follow, and want it
+        return future
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """
+        As Tornado's, with 503 for a store that failed and 409 for a session that ended.
+
+        From 500 on, the request's changes are discarded. If a part of the response has
+        left and there were changes, the connection is closed instead of ending it well.
+        A client that left in the middle of it discards nothing.
+        """
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, SessionError):
+            self._session_error = self._session_error or error
+            status_code = _status(error, status_code)
+        session, held = self._session, self._session_held
+        gone = isinstance(error, StreamClosedError) and self._headers_written
+        if status_code >= 500 and not gone:
+            self._session_discard = True
+        if held is not None and held.failed is not None:
+            # Nothing has left yet: the headers were dropped.
+            self._session_start_over(held)
+        elif (
+            self._headers_written
+            and not self._finished
+            and self._session_discard
+            and session is not None
+            and session.modified
+            and not (held is not None and held.broken)  # Tornado's to say and to close
+        ):
+            self._session_cut()
+            return
+        super().send_error(status_code, **kwargs)
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """As Tornado's; trouble with the store is logged once by the store."""
+        if isinstance(value, SessionGone):
+            logger.info("%s: %s", self._request_summary(), value)
+        elif isinstance(value, StoreError):
+            cause = value.__cause__ if type(value) is StoreError else None
+            logger.log(
+                logging.ERROR if cause else logging.DEBUG,
+                "%s: %s",
+                self._request_summary(),
+                value,
+                exc_info=cause,
+            )
+        else:
+            super().log_exception(typ, value, tb)
+
+    # ── before the headers ───────────────────────────────────────────────────────
+
+    def _session_before_headers(self, session: Session, *, final: bool) -> None:
+        """Decides, before the headers are built, whether the response must wait."""
+        life, headers = session.life, self._headers
+        if final and life.blank and session.untouched:
+            if session.used:
+                keep_private(headers)
+                vary(headers)
+            return
+        if self._status_code == 101:
+            self._session_headers_leave(headers)
+            life.headers_left("the handshake of the WebSocket is over")
+            return
+        if self._session_discard or self._status_code >= 500:
+            self._session_discard = True
+            self._session_headers_leave(headers)
+            return
+        if hasattr(self, "_new_cookie") and session_key(self) in self._new_cookie:
+            life.no_cookie("")  # the handler sets or clears it itself, and that wins
+        waits = self._session_manager.pending(session)
+        planned = session.planned
+        if (
+            planned is not None
+            and planned.renews_cookie
+            and self._session_keeps_quiet()
+        ):
+            life.no_renewal()
+            waits = self._session_manager.pending(session)
+            planned = session.planned
+        if waits and not final and planned is not None and planned.verb == "save":
+            waits = False  # data alone is saved at the end; a cookie goes before it
+        if waits:
+            held = self._session_hold(holding=True)
+            if final:
+                self._session_mute()
+                self._session_hold_body(held)
+            else:
+                self._session_begin()
+        elif final:
+            self._session_headers_leave(headers)
+        else:
+            self._session_hold(holding=False)
+
+    def _session_keeps_quiet(self) -> bool:
+        """No renewed cookie for a cache to keep, or for a page that nobody has seen."""
+        return (
+            self._status_code == 304
+            or may_be_shared(self._headers)
+            or "prefetch" in self.request.headers.get("Sec-Purpose", "")
+        )
+
+    def _session_headers_leave(self, headers: HTTPHeaders) -> None:
+        """Adds the cookies of what is committed now, and what caches must know."""
+        session = self._session
+        assert session is not None
+        cookies = self._session_manager.cookies(session, failed=self._session_discard)
+        for cookie in cookies:
+            if "Set-Cookie" in headers:
+                headers.add("Set-Cookie", cookie)
+            else:  # the same, and does not check again what we made
+                headers["Set-Cookie"] = cookie
+        if cookies or session.used:
+            keep_private(headers, cookie_of=type(self) if cookies else None)
+            vary(headers)
+        if not self._session_ending:
+            session.life.headers_left(_SENT)
+
+    # ── while it is held ─────────────────────────────────────────────────────────
+
+    def _session_hold(self, *, holding: bool) -> HeldConnection:
+        connection: Any = self.request.connection
+        if isinstance(connection, HeldConnection):
+            connection = connection.connection
+        self.request.connection = self._session_held = held = HeldConnection(
+            connection,
+            self._session_headers_leave,
+            self._session_before_end,
+            holding=holding,
+        )
+        return held
+
+    def _session_before_end(self) -> bool:
+        """Whether the end of the response must wait; the headers have left."""
+        session = self._session
+        assert session is not None
+        if self._session_discard or not self._session_manager.pending(session):
+            return False
+        if self._session_ending:
+            self._session_mute()
+            held = self._session_held
+            assert held is not None
+            self._session_hold_body(held)
+        else:
+            self._session_begin()
+        return True
+
+    def _session_mute(self) -> None:
+        """Whoever watches hears of it when it is known what leaves, once."""
+        if not self._session_muted:
+            self._session_muted = True
+            self._log = _nothing  # type: ignore[method-assign]
+            self.on_finish = self._session_begin  # type: ignore[method-assign]
+
+    def _session_unmute(self) -> None:
+        if self._session_muted:
+            self._session_muted = False
+            del self._log, self.on_finish
+
+    def _session_tell(self) -> None:
+        """It is known what leaves."""
+        self._session_unmute()
+        for watcher in (self._log, self.on_finish):
+            try:
+                watcher()
+            except Exception:
+                # The response is out already, and its connection serves the next.
+                logger.exception("%s failed", getattr(watcher, "__name__", watcher))
+
+    def _session_begin(self) -> None:
+        """Starts the commit, if it has not started."""
+        held = self._session_held
+        if self._session_task is None and held is not None and held.holding:
+            loop = asyncio.get_running_loop()
+            self._session_task = task = loop.create_task(self._session_commit(held))
+            _commits.add(task)
+
+    async def _session_commit(self, held: HeldConnection) -> None:
+        session = self._session
+        assert session is not None
+        try:
+            await self._session_manager.commit(session)
+        except asyncio.CancelledError:
+            self._session_fail(StoreUnavailable("the save was cancelled"), held)
+            raise
+        except Exception as error:
+            self._session_fail(error, held)
+        else:
+            self._session_release(held)
+        finally:
+            _commits.discard(asyncio.current_task())
+            self._session_task = None
+
+    def _session_release(self, held: HeldConnection) -> None:
+        try:
+            held.release()
+        except Exception:
+            # Tornado refused it, which the handler can no longer be told.
+            self.log_exception(*sys.exc_info())
+            held.close()
+        if self._finished:
+            held.forget()
+            if self._session_muted:
+                self._session_tell()
+            self._break_cycles()  # Tornado's; `finish` had undone it
+
+    def _session_fail(self, error: Exception, held: HeldConnection) -> None:
+        """The commit failed: an error page leaves instead of the response."""
+        if not isinstance(error, SessionError):
+            logger.error("a bug in the session library", exc_info=error)
+            error = StoreError("the session could not be saved")
+        status = _status(error)
+        # Of trouble with the store there is one line where it begins.
+        level = {409: logging.INFO, 503: logging.DEBUG}.get(status, logging.ERROR)
+        logger.log(
+            level,
+            "%s %s: the session could not be saved, so a %d leaves instead of the "
+            "response: %s",
+            self.request.method,
+            self.request.path,
+            status,
+            error,
+        )
+        held.drop(error)
+        if held.headers_left:
+            self._session_cut()
+        elif self._finished:
+            self._session_start_over(held)
+            self._finished = False
+            self._session_error = error
+            try:
+                self.send_error(status, exc_info=(type(error), error, None))
+            except Exception:
+                logger.exception("the error page failed")
+                held.close()
+        # Else the handler is at work still: it hears of it from flush() or finish().
+
+    def _session_start_over(self, held: HeldConnection) -> None:
+        """Makes the handler as if it had not sent anything."""
+        self.request.connection = held.connection
+        self._session_held = None
+        self._session_ending = False
+        self._session_unmute()
+        self._headers_written = False
+        self._transforms = []
+        if hasattr(self, "_new_cookie"):
+            self._new_cookie.clear()
+        if self._session is not None:
+            self._session.life.reopen()
+
+    def _session_cut(self) -> None:
+        """Closes the connection in the middle: the client must not think it is done."""
+        self._session_discard = True
+        logger.error(
+            "%s %s: the session was not saved and a part of the response has left; "
+            "the connection is closed",
+            self.request.method,
+            self.request.path,
+        )
+        connection: Any = self.request.connection
+        connection.close()
+        if not self._finished:
+            self._finished = True
+            self._session_tell()
+        elif self._session_muted:
+            self._session_tell()
+
+    def _session_hold_body(self, held: HeldConnection) -> None:
+        """
+        For a handler that streams its body and has answered before its end: Tornado
+        would read on, and call the handler, because it has not seen the answer's end.
+        """
+        prepared: Any = self._prepared_future
+        if prepared is None:
+            return
+        if not prepared.done():
+            self._prepared_future = Future()  # type: ignore[assignment]
+            held.on_decided = lambda: future_set_result_unless_cancelled(prepared, None)
+        else:
+            self.data_received = _ignore  # type: ignore[method-assign]
+            self.request._body_future = Future()
+
+
+def session_key(handler: HeldResponseMixin) -> str:
+    """The name of the session cookie."""
+    return handler._session_manager.options.key
+
+
+def _status(error: BaseException, default: int = 500) -> int:
+    status = error.status_code if isinstance(error, SessionError) else 500
+    return default if status == 500 else status
+
+
+def _ignore(chunk: bytes) -> None:
+    """Receives the rest of a body that nobody wants any more."""
+
+
+def _nothing() -> None:
+    """Stands in for what is called later."""
