@@ -10,6 +10,9 @@ from psycopg_pool import AsyncConnectionPool
 from tornado.ioloop import IOLoop
 
 from tornado_compas_session import PostgresSessionStore
+from tornado_compas_session.core.protocols import Pool
+from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools.asyncpg import open_pool
 
 DRIVERS = ("asyncpg", "psycopg", "momoko")
 
@@ -22,7 +25,7 @@ async def make_pool(driver: str, dsn: str, *, size: int = 4) -> Any:
         )
     if driver == "psycopg":
         pool = AsyncConnectionPool(
-            f"{dsn}?connect_timeout=2",
+            f"{dsn}{'&' if '?' in dsn else '?'}connect_timeout=2",
             min_size=1,
             max_size=size,
             open=False,
@@ -53,3 +56,14 @@ async def make_store(
         )
     pool = await make_pool(driver, dsn, size=size)
     return PostgresSessionStore(pool, timeout=timeout, **options)
+
+
+async def make_adapter(
+    driver: str, dsn: str, *, size: int = 4, timeout: float = 2.0
+) -> Pool:
+    """Such a pool as the store sees it; "connect" is that of `connect(dsn)`."""
+    if driver == "connect":
+        pool = await open_pool(dsn, min_size=0, max_size=size, timeout=timeout)
+    else:
+        pool = await make_pool(driver, dsn, size=size)
+    return as_pool(pool, timeout=timeout)

@@ -19,6 +19,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from tests.conftest import Databases
 from tornado_compas_session import MemorySessionStore, SessionMixin, get_app
 from tornado_compas_session.testing.embedded import free_port
 from tornado_compas_session.tools.cli import main
@@ -145,11 +146,54 @@ async def test_one_site_is_no_cross_site() -> None:
 
 
 async def test_unreachable_database() -> None:
-    """The wrong host or port, or a server that is down."""
-    dsn = f"postgresql://someone:s3cret@127.0.0.1:{free_port()}/shop"
+    """The wrong host or port, or a server that is down; it says which it looked at."""
+    port = free_port()
+    dsn = f"postgresql://someone:s3cret@127.0.0.1:{port}/shop"
     findings = await diagnose(SOUND, database_url=dsn)
 
     assert ["database-unreachable"] == problems(findings)
+    [found] = [finding for finding in findings if finding.level == "problem"]
+    assert f"127.0.0.1:{port}: connection refused" in found.what
+
+
+@pytest.mark.parametrize(
+    ("dsn", "what"),
+    [
+        ("postgresql://someone:s3cret@127.0.0.1:99999/shop", "the port 99999"),
+        ("postgresql+asyncpg://someone:s3cret@db/shop", "write postgresql://"),
+        ("postgresql://someone:s3cret@x@db/shop", "percent-encoded"),
+        ("shop", "not a URL"),
+    ],
+)
+async def test_a_url_that_cannot_be_meant(dsn: str, what: str) -> None:
+    """The doctor says what is wrong with it, and goes on."""
+    findings = await diagnose(SOUND, database_url=dsn)
+
+    assert ["database-url"] == problems(findings)
+    [found] = [finding for finding in findings if finding.level == "problem"]
+    assert what in found.what
+    assert "s3cret" not in found.as_text()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_another_encoding(encoding: str, databases: Databases) -> None:
+    """It is named, for some of what visitors write has no place in it."""
+    name = databases.create()
+    dsn = databases.dsn(name)
+    server = urlsplit(dsn)._replace(path="/postgres").geturl()
+    try:
+        execute(server, f"DROP DATABASE {name}")
+        execute(
+            server,
+            f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 "
+            "LC_COLLATE 'C' LC_CTYPE 'C' STRATEGY file_copy",
+        )
+        findings = await diagnose(SOUND, database_url=dsn)
+    finally:
+        databases.drop(name)
+
+    [found] = [finding for finding in findings if finding.name == "encoding"]
+    assert encoding in found.what
 
 
 async def test_refused_login(database: str) -> None:
@@ -171,7 +215,7 @@ async def test_unmigrated_database(empty_database: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sql"),
     [
-        ("schema-columns", "ALTER TABLE compas_session DROP COLUMN successor"),
+        ("schema-columns", "ALTER TABLE compas_session DROP COLUMN former_hash"),
         ("index-missing", "DROP INDEX compas_session_user_id"),
         ("schema-outdated", "DELETE FROM compas_session_migration"),
     ],
@@ -219,7 +263,7 @@ async def test_clocks_that_differ(database: str) -> None:
     assert "ahead" in found.what
 
 
-@pytest.mark.parametrize("mode", ["transaction", "session"])
+@pytest.mark.parametrize("mode", ["statement", "transaction", "session"])
 async def test_pgbouncer(mode: str, database: str) -> None:
     """
     A pooler that swaps connections between transactions is found by what it does;
@@ -227,9 +271,11 @@ async def test_pgbouncer(mode: str, database: str) -> None:
     """
     with pgbouncer(database, mode) as through:
         findings = await diagnose(SOUND, database_url=through)
-    found = [f.name for f in findings if f.name.startswith("pgbouncer")]
+    found = [f for f in findings if f.name.startswith("pgbouncer")]
 
-    assert (mode == "transaction") == bool(found), findings
+    assert (mode != "session") == bool(found), findings
+    assert all(f"pool_mode={mode}" in finding.what for finding in found)
+    assert (mode == "statement") == (["pgbouncer-statement"] == problems(findings))
 
 
 @contextmanager

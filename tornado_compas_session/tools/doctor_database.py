@@ -8,7 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tornado_compas_session.core.protocols import Pool
-from tornado_compas_session.exceptions import StoreError, StoreUnavailable
+from tornado_compas_session.exceptions import (
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+)
 from tornado_compas_session.stores.migrations import pending
 from tornado_compas_session.stores.pools.queries import compile_statement
 from tornado_compas_session.tools.findings import Finding, advice, good, problem
@@ -25,7 +29,8 @@ _ABOUT = compile_statement(
     "SELECT current_setting('server_version_num')::integer,"
     " current_setting('server_version'), current_user::text,"
     " extract(epoch FROM clock_timestamp())::float8,"
-    " pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+    " pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,"
+    " current_setting('server_encoding')",
 )
 _TABLE = compile_statement(
     "table",
@@ -50,16 +55,15 @@ _INDEXED = compile_statement(
 _BACKEND = compile_statement("backend", "SELECT pg_backend_pid()")
 
 COLUMNS = {
-    *("id_hash", "data", "user_id", "created_at", "updated_at", "expires_at"),
-    *("reap_after", "authenticated_at", "own_idle", "own_absolute"),
-    *("previous_id_hash", "previous_until", "successor", "user_agent", "address"),
+    *("handle", "secret_hash", "former_hash", "secret_at", "shown_at", "epoch"),
+    *("data", "user_id", "created_at", "updated_at", "expires_at", "reap_after"),
+    *("authenticated_at", "own_idle", "own_absolute", "user_agent", "address"),
 }
 #: What each index is for, by the column that it begins with.
 INDEXES = {
-    "id_hash": "every request",
+    "handle": "every request",
     "reap_after": "the cleanup",
     "user_id": "listing and ending a user's sessions",
-    "previous_id_hash": "every request with a regenerated or unknown id",
 }
 
 
@@ -73,32 +77,43 @@ async def examine(dsn: str, clock: Callable[[], float]) -> list[Finding]:
                 async with _opened(dsn) as other:
                     findings += await _pooling(pool, other)
             return findings
-    except (StoreError, ValueError) as error:
-        # The pool says both of these by one error: they pass, as far as it can know.
-        refused = not isinstance(error, StoreUnavailable) or _REFUSED.search(str(error))
-        return [_refused(error) if refused else _unreachable(error)]
+    except SettingsError as error:
+        return [
+            problem(
+                "database-url",
+                str(error),
+                "the server does not start with this",
+                "mend DATABASE_URL",
+            )
+        ]
+    except StoreError as error:
+        return [_away(error)]
 
 
-def _unreachable(error: Exception) -> Finding:
+def _away(error: StoreError) -> Finding:
+    why = "every request with a session gets a 503"
+    # The pool says all of these by one error: they pass, as far as it can know.
+    if "certificate" in str(error):
+        return problem(
+            "database-certificate",
+            str(error),
+            why,
+            "name the authority of the server's certificate in sslrootcert, and the "
+            "host as the certificate has it",
+        )
+    if not isinstance(error, StoreUnavailable) or _REFUSED.search(str(error)):
+        return problem(
+            "database-refused",
+            f"the database refuses us: {error}",
+            why,
+            "check user, password and database name in DATABASE_URL",
+        )
     return problem(
         "database-unreachable",
-        f"the database cannot be reached: {_reason(error)}",
-        "every request with a session gets a 503 until it can",
+        f"the database cannot be reached: {error}",
+        f"{why} until it can",
         "check DATABASE_URL, that PostgreSQL runs, and the network between",
     )
-
-
-def _refused(error: Exception) -> Finding:
-    return problem(
-        "database-refused",
-        f"the database refuses us: {_reason(error)}",
-        "every request with a session gets a 503",
-        "check user, password and database name in DATABASE_URL",
-    )
-
-
-def _reason(error: BaseException) -> str:
-    return f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
 
 
 @asynccontextmanager
@@ -117,7 +132,7 @@ async def _opened(dsn: str) -> AsyncIterator[Pool]:
 
 async def _server(pool: Pool, clock: Callable[[], float]) -> list[Finding]:
     before = clock()
-    [(number, version, user, now, read_only)] = await pool.fetch(_ABOUT)
+    [(number, version, user, now, read_only, encoding)] = await pool.fetch(_ABOUT)
     ahead = now - (before + clock()) / 2
     findings = [good("database", f"PostgreSQL {version}, as {user}")]
     if number < MIN_VERSION:
@@ -137,6 +152,19 @@ async def _server(pool: Pool, clock: Callable[[], float]) -> list[Finding]:
                 "sessions can be read and not saved; such requests get a 503",
                 "point DATABASE_URL at the primary (target_session_attrs=read-write "
                 "among several hosts)",
+            )
+        )
+    if encoding != "UTF8":
+        findings.append(
+            advice(
+                "encoding",
+                f"the database keeps text in {encoding}",
+                "it keeps whatever bytes it is sent, so programs that send others read "
+                "each other's text wrong"
+                if encoding == "SQL_ASCII"
+                else "a visitor whose session holds a character that it has no place "
+                "for gets an error",
+                "keep sessions in a database made with ENCODING 'UTF8'",
             )
         )
     if abs(ahead) > CLOCK_SLACK:
@@ -236,12 +264,24 @@ async def _pooling(pool: Pool, other: Pool) -> list[Finding]:
             [(theirs,)] = await connection.fetch(_BACKEND)
             mine.add((await pool.fetch(_BACKEND))[0][0])
         shared = theirs in mine or len(mine) > 1
-    except StoreError:
+    except StoreError as error:
+        if "pool_mode=statement" in str(error):
+            return [
+                problem(
+                    "pgbouncer-statement",
+                    "there is a PgBouncer in pool_mode=statement between",
+                    "it allows no transactions, so `session.lock()` is a 503",
+                    "pool_mode=transaction, or session, for this database",
+                )
+            ]
         # What was prepared on the one connection was not there on the next.
         broken = shared = True
     if not shared:
         return []
-    what = "something between gives each transaction another connection (PgBouncer?)"
+    what = (
+        "something between gives each transaction another connection (a PgBouncer in "
+        "pool_mode=transaction?)"
+    )
     if broken:
         return [
             problem(

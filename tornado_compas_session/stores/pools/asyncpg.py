@@ -23,9 +23,11 @@ from tornado_compas_session.exceptions import (
 )
 from tornado_compas_session.stores.pools.dsn import addresses, read_dsn
 from tornado_compas_session.stores.pools.errors import (
+    CLOSED,
     TOO_LATE,
     check_commit,
     error_of,
+    none_free,
     unreachable,
 )
 from tornado_compas_session.stores.pools.limits import GRACE, Home, begin, left
@@ -220,6 +222,8 @@ class AsyncpgPool:
             if not _is_closed(taken.connection):
                 return taken
         age = self._age
+        if self._pool.is_closing():
+            raise StoreUnavailable(CLOSED)
         try:
             with _translated(), self._connecting():
                 async with asyncio.timeout_at(until):
@@ -246,9 +250,7 @@ class AsyncpgPool:
             yield
         except TimeoutError:
             if pool.get_size() - pool.get_idle_size() >= self.size:
-                raise StoreUnavailable(
-                    f"none of the {self.size} connections to the database came free"
-                ) from None
+                raise none_free(self.size) from None
             raise self._unreachable("no answer in time") from None
         except asyncpg.TargetServerAttributeNotMatched:
             raise self._unreachable("no server of the wanted kind") from None
@@ -257,9 +259,7 @@ class AsyncpgPool:
 
     def _unreachable(self, reason: str) -> StoreUnavailable:
         where, trusted = _target(self._pool)
-        if "certificate" in reason and trusted:
-            reason += f" (those of {trusted} are)"
-        return unreachable(where, reason)
+        return unreachable(where, reason, trusted)
 
     def _keep(self, taken: _Taken) -> bool:
         """Whether it stays for the next call, instead of going back to the pool."""
@@ -387,13 +387,15 @@ def _target(pool: Any) -> tuple[str, str | None]:
     dsn = next(iter(getattr(pool, "_connect_args", ())), None)
     where, trusted = "the database", None
     if dsn:
-        with suppress(SettingsError):
+        try:
             about = read_dsn(dsn)
             where, trusted = about.where, about.trusted
+        except SettingsError as error:
+            where += f" ({error})"
     if options.get("host"):
         where = addresses(*(_words(options.get(name)) for name in ("host", "port")))
     if isinstance(options.get("ssl"), ssl.SSLContext):
-        trusted = trusted or "the given SSLContext"
+        trusted = trusted or "the given ssl.SSLContext"
     return where, trusted
 
 
@@ -423,7 +425,7 @@ def _reason(error: Exception) -> str:
         return error.strerror or type(error).__name__
     if found := re.match(r"root certificate file \S+ does not exist", text):
         return found[0]
-    return "asyncpg refused the DSN; is the password in it percent-encoded?"
+    return "asyncpg refused the DSN"
 
 
 @contextmanager
@@ -443,5 +445,8 @@ def _translated() -> Iterator[None]:
     except ValueError:
         # `DataError` is an InterfaceError too, and says what was wrong by showing it.
         raise StoreError("asyncpg refused a value") from None
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+    except asyncpg.InternalClientError:
+        # "cannot switch to state …": the server's last word came while it was idle.
+        raise error_of(None, "the server had ended it", None) from None
+    except (asyncpg.InterfaceError, OSError) as error:
         raise error_of(None, type(error).__name__, None) from None

@@ -101,14 +101,22 @@ def addresses(hosts: Sequence[str], ports: Sequence[str]) -> str:
     What stands before an "@" is left out: it is the end of a password that was not
     percent-encoded, and that drivers take for a part of the host's name.
     """
+    doubt = " (is the password in the DSN percent-encoded?)"
     if not hosts:
-        return "the local server"
+        return "the database"
     each = list(ports) if len(ports) == len(hosts) else [*ports[:1]] * len(hosts)
     each = each or [""] * len(hosts)
-    return ", ".join(
+    shown = ", ".join(
         f"{host.rpartition('@')[2] or 'localhost'}:{port or 5432}"
         for host, port in zip(hosts, each, strict=True)
     )
+    return shown + doubt if any("@" in host for host in hosts) else shown
+
+
+def addresses_in(parameters: Mapping[str, Any]) -> str:
+    """The same of what libpq has taken apart."""
+    hosts, ports = (str(parameters.get(n) or "").split(",") for n in ("host", "port"))
+    return addresses(hosts if hosts != [""] else [], ports)
 
 
 def _split(dsn: str) -> tuple[str, str, str, str]:

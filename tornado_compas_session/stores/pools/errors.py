@@ -15,6 +15,7 @@ from tornado_compas_session.exceptions import (
     WriteConflict,
 )
 
+CLOSED = "the pool of the sessions is closed, or not open yet"
 #: When a time limit is over.
 TOO_LATE = "the database did not answer in time"
 _WHO = "the database refused the user name or the password (28P01)"
@@ -51,6 +52,11 @@ def error_of(
     `function` the one of the server that said it. The server's DETAIL is for nobody: it
     quotes the row.
     """
+    if message and "statement pooling mode" in message:  # 08P01, or none
+        return StoreError(
+            "a PgBouncer in pool_mode=statement is in between, which allows no "
+            "transactions; sessions need pool_mode=transaction or session"
+        )
     if sqlstate is None:
         return ConnectionLost(f"the connection to the database broke: {name}")
     quotable = _OWN_WORDS.match(sqlstate) and function != _RAISE
@@ -67,11 +73,6 @@ def error_of(
         return WriteConflict()
     if sqlstate == "28P01":
         return StoreUnavailable(_WHO)
-    if message and "statement pooling mode" in message:  # under 08P01
-        return StoreError(
-            "a PgBouncer in pool_mode=statement is in between, which allows no "
-            "transactions; sessions need pool_mode=transaction or session"
-        )
     if sqlstate == "0A000" and function == _REVALIDATE:
         return ConnectionLost(f"a prepared statement is out of date: {said}")
     if sqlstate[:2] == "08" or sqlstate in _LOST:
@@ -83,9 +84,24 @@ def error_of(
     return StoreError(f"the database refused a statement: {said}")
 
 
-def unreachable(where: str, reason: str) -> StoreUnavailable:
-    """No connection was to be had, so nothing was sent."""
+def unreachable(
+    where: str, reason: str, trusted: str | None = None
+) -> StoreUnavailable:
+    """
+    No connection was to be had, so nothing was sent.
+
+    `trusted` is where the certificates are that the server's was compared with.
+    """
+    if trusted and "certificate" in reason:
+        reason += f"; checked against {trusted}"
     return StoreUnavailable(f"no connection to {where}: {reason}")
+
+
+def none_free(size: int) -> StoreUnavailable:
+    """All connections were in use, so nothing was sent."""
+    return StoreUnavailable(
+        f"none of the {size} connections to the database came free in time"
+    )
 
 
 def check_commit(tag: str) -> None:
@@ -120,6 +136,7 @@ def reason_of(text: str) -> str:
         ("timeout", "no answer in time"),
         ("does not support SSL", "the server speaks no TLS"),
         ("No such file", "there is no server at this socket"),
+        ("invalid port", "invalid port number"),
     ):
         if sign in text:
             return reason

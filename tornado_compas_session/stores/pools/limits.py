@@ -38,12 +38,12 @@ async def limited(
     if seconds <= 0:
         raise StoreUnavailable(TOO_LATE)
     loop = asyncio.get_running_loop()
-    asked: list[asyncio.Future[None]] = []  # none, or the one request
+    asked: list[_Cancellation] = []  # none, or one
     timer: asyncio.TimerHandle
 
     def end() -> None:
         nonlocal timer
-        asked.append(asyncio.ensure_future(cancel()))
+        asked.append(_Cancellation(cancel))
         timer = loop.call_later(GRACE, cut)
 
     timer = loop.call_later(seconds, end)
@@ -56,21 +56,37 @@ async def limited(
             raise
     finally:
         timer.cancel()
-        for request in asked:
-            await _settle(request, cut)
+        for cancellation in asked:
+            await cancellation.settle(timer.when() - loop.time(), cut)
     raise StoreUnavailable(TOO_LATE)
 
 
-async def _settle(asked: asyncio.Future[None], cut: Callable[[], None]) -> None:
-    """A request that is still on its way would end the connection's next statement."""
-    try:
-        await asyncio.wait({asked}, timeout=GRACE)
-    finally:
-        if not asked.done():
-            asked.cancel()
-            cut()
-        elif not asked.cancelled():
-            asked.exception()  # the statement ended all the same
+class _Cancellation:
+    """Asks the server to end a statement, until it has ended."""
+
+    def __init__(self, cancel: Callable[[], Awaitable[None]]) -> None:
+        self._ended = asyncio.Event()
+        self._asking = asyncio.ensure_future(self._ask(cancel))
+
+    async def _ask(self, cancel: Callable[[], Awaitable[None]]) -> None:
+        while not self._ended.is_set():
+            await cancel()
+            # Again: while the statement waits in a PgBouncer, that drops the request.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE / 5):
+                    await self._ended.wait()
+
+    async def settle(self, seconds: float, cut: Callable[[], None]) -> None:
+        """A request still on its way would end the connection's next statement."""
+        self._ended.set()
+        try:
+            await asyncio.wait({self._asking}, timeout=max(0.0, seconds))
+        finally:
+            if not self._asking.done():
+                self._asking.cancel()
+                cut()
+            elif not self._asking.cancelled():
+                self._asking.exception()  # the statement ended all the same
 
 
 def cut_socket(fileno: int) -> None:

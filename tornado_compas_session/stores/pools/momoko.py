@@ -10,10 +10,12 @@ server, or has its connection cut; and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import select
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -30,11 +32,12 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
     UnstorableText,
 )
-from tornado_compas_session.stores.pools.dsn import addresses
+from tornado_compas_session.stores.pools.dsn import addresses_in
 from tornado_compas_session.stores.pools.errors import (
-    TOO_LATE,
+    CLOSED,
     check_commit,
     error_of,
+    none_free,
     reason_of,
     unreachable,
 )
@@ -67,8 +70,9 @@ class MomokoPool:
         self._home = Home(lambda: getattr(pool.ioloop, "asyncio_loop", None))
         self._under_way: set[asyncio.Task[Any]] = set()
         self._opening: set[Any] = set()
-        #: Why none of the connections can be opened, and how long that is news.
-        self._reason = ("", 0.0)
+        #: One asks for all why no connection can be opened; and how long it is news.
+        self._probe: asyncio.Task[str] | None = None
+        self._news_until = 0.0
 
     @property
     def size(self) -> int:
@@ -121,6 +125,8 @@ class MomokoPool:
 
     def until(self, timeout: float | None) -> float:
         """The loop's time when a call that begins now is over."""
+        if self.momoko.closed:
+            raise StoreUnavailable(CLOSED)
         seconds = self._timeout if timeout is None else timeout
         return self._home.enter().time() + seconds
 
@@ -146,7 +152,9 @@ class MomokoPool:
             await asyncio.wait({task}, timeout=3 * GRACE)
         if not task.done():
             connection.give_up()
-            raise StoreUnavailable(TOO_LATE)
+            if len(self.momoko.conns.busy) >= self.size:
+                raise none_free(self.size)
+            raise self.unreachable("no answer in time")
         return task.result()
 
     def getconn(self) -> asyncio.Future[Any]:
@@ -160,6 +168,26 @@ class MomokoPool:
                 )
         return asking
 
+    def putconn(self, driver: Any) -> None:
+        """Gives one back; where it was closed, opened anew, for nobody waits for it."""
+        if driver.closed and not self.momoko.closed:
+            self.start(self._reopen(driver))
+        else:
+            self.momoko.putconn(driver)
+
+    async def _reopen(self, driver: Any) -> None:
+        """momoko itself would leave it dead for half a second."""
+        limit = asyncio.get_running_loop().call_later(self._timeout, _cut, driver)
+        try:
+            with suppress(psycopg2.Error):
+                await driver.connect()
+        finally:
+            limit.cancel()
+            if self.momoko.closed:
+                driver.close()
+            else:
+                self.momoko.putconn(driver)
+
     def _end_opening(self, driver: Any, fileno: int) -> None:
         self._opening.discard(driver)
         if driver in self.momoko.conns.pending and driver.fileno == fileno:
@@ -167,15 +195,16 @@ class MomokoPool:
 
     async def why(self) -> StoreUnavailable:
         """Why no connection can be opened: momoko knows that there is none."""
-        loop = asyncio.get_running_loop()
-        reason, until = self._reason
-        if loop.time() >= until:
-            self._reason = reason, loop.time() + GRACE  # one asks for all
-            reason = await _reason_of_failing(self.momoko)
-            self._reason = reason, loop.time() + GRACE
+        now = asyncio.get_running_loop().time()
+        if self._probe is None or (self._probe.done() and now >= self._news_until):
+            self._probe = self.start(_reason_of_failing(self.momoko))
+            self._news_until = now + 1
+        return self.unreachable(await asyncio.shield(self._probe))
+
+    def unreachable(self, reason: str) -> StoreUnavailable:
+        """The error for a connection that was not to be had."""
         given = parse_dsn(self.momoko.dsn)
-        where = addresses(*(given.get(n, "").split(",") for n in ("host", "port")))
-        return unreachable(where, reason)
+        return unreachable(addresses_in(given), reason, given.get("sslrootcert"))
 
     async def _end(self, connection: _Connection, verb: str) -> str:
         until = self.until(None)
@@ -211,8 +240,9 @@ class _Connection:
     def __init__(self, pool: MomokoPool) -> None:
         self._pool = pool
         self._driver: Any = None
-        #: Nobody waits for it any more: nothing is sent on it, and it is not opened.
+        #: Nobody waits for it any more, so nothing is sent on it.
         self._is_given_up = False
+        self._is_cut = False
         #: Whether something that it was sent has not ended yet.
         self.is_sending = False
         # A statement may be running whose caller has left.
@@ -222,6 +252,7 @@ class _Connection:
         """Ends what is under way on it: momoko notices, and has its way of going on."""
         self._is_given_up = True
         if self._driver is not None:
+            self._is_cut = True
             _cut(self._driver)
 
     async def alone(
@@ -231,21 +262,21 @@ class _Connection:
         try:
             return await self.fetch(statement, values, until)
         finally:
-            await self._give_back()
+            self._give_back()
 
     async def begin(self, script: str, until: float) -> None:
         await self._take()
         try:
             await self.run(script, until)
         except BaseException:
-            await self._give_back()
+            self._give_back()
             raise
 
     async def end(self, verb: str, until: float) -> str:
         try:
             return await self.run(verb, until)
         finally:
-            await self._give_back()
+            self._give_back()
 
     async def fetch(
         self, statement: Statement, values: dict[str, Any], until: float
@@ -281,23 +312,24 @@ class _Connection:
         try:
             if driver.closed or _has_ended(driver):
                 driver.close()
-                await self._ask(driver.connect)
+                await self._open(driver)
             if self._is_given_up:
-                raise StoreUnavailable(TOO_LATE)
+                raise none_free(self._pool.size)
         except BaseException:
-            await self._give_back()
+            self._give_back()
             raise
 
-    async def _give_back(self) -> None:
-        driver = self._driver
-        if self._is_given_up or not _is_idle(driver):
+    async def _open(self, driver: Any) -> None:
+        try:
+            await driver.connect()
+        except psycopg2.Error as error:
+            raise self._pool.unreachable(reason_of(str(error))) from None
+
+    def _give_back(self) -> None:
+        driver, self._driver = self._driver, None  # no longer ours to cut
+        if self._is_cut or not _is_idle(driver):
             driver.close()
-        if driver.closed and not self._is_given_up:
-            # momoko itself would leave it dead for half a second.
-            with suppress(psycopg2.Error):
-                await driver.connect()
-        self._driver = None  # no longer ours to cut
-        self._pool.momoko.putconn(driver)
+        self._pool.putconn(driver)
 
     async def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -311,11 +343,14 @@ class _Connection:
             ours = error_of(
                 error.pgcode or (None if lost else "XX000"),
                 type(error).__name__,
-                error.diag.message_primary,
+                error.diag.message_primary or str(error),
                 error.diag.source_function,
             )
         except UnicodeError:
-            raise UnstorableText from None
+            raise UnstorableText(
+                "psycopg2 has no place for a character of the data in the encoding "
+                "that it speaks; put client_encoding=utf8 into the DSN of the pool"
+            ) from None
         except (OSError, ValueError, momoko.PoolError) as error:
             # psycopg2 has no NUL in a text, and says so with a ValueError.
             kind = "22000" if isinstance(error, ValueError) else None
@@ -350,19 +385,37 @@ def _cut(driver: Any) -> None:
         cut_socket(driver.fileno)
 
 
+@cache
+def _libpq() -> ctypes.CDLL | None:
+    """psycopg2's own libpq; None where it has it inside, as Windows' wheel does."""
+    libpq = ctypes.CDLL(psycopg2._psycopg.__file__)
+    try:
+        libpq.PQgetCancel.argtypes = libpq.PQfreeCancel.argtypes = [ctypes.c_void_p]
+        libpq.PQgetCancel.restype = ctypes.c_void_p
+        libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    except AttributeError:
+        return None
+    return libpq
+
+
 async def _cancel(connection: Any) -> None:
     """
     Asks the server to end what runs on the connection.
 
-    psycopg2 waits for the server there. So it does that in a thread, and in one that
-    keeps neither the executor's workers nor the end of the process waiting.
+    Not with psycopg2's `cancel()`, which stops all of Python until the server answers.
+    In a thread, for libpq waits as well; one that keeps neither the executor's workers
+    nor the end of the process waiting.
     """
+    libpq = _libpq()
+    if libpq is None or connection.closed:
+        return
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
+    request = libpq.PQgetCancel(connection.pgconn_ptr)
 
     def ask() -> None:
-        with suppress(psycopg2.Error):
-            connection.cancel()
+        libpq.PQcancel(request, ctypes.create_string_buffer(256), 256)
+        libpq.PQfreeCancel(request)
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(done.set)
 

@@ -20,10 +20,12 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
     UnstorableText,
 )
-from tornado_compas_session.stores.pools.dsn import addresses
+from tornado_compas_session.stores.pools.dsn import addresses_in
 from tornado_compas_session.stores.pools.errors import (
+    CLOSED,
     check_commit,
     error_of,
+    none_free,
     reason_of,
     unreachable,
 )
@@ -52,8 +54,12 @@ class _Reasons(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         match record.args:
+            case (str(name), psycopg.ProgrammingError()):
+                self.last[name] = "psycopg refused the DSN"
             case (str(name), psycopg.Error() as error):
-                self.last[name] = reason_of(str(error))
+                self.last[name] = reason = reason_of(str(error))
+                if "@" in str(error):  # half a password, taken for a host's name
+                    record.args = (name, reason)
         return True
 
 
@@ -71,6 +77,7 @@ class PsycopgPool:
         self._timeout = timeout
         self._home = Home(self._loop)
         self._age = 0  # how often the connections were dropped
+        self._in_use = 0
         self._returning: set[asyncio.Future[None]] = set()
         #: None leaves it to psycopg; False behind a PgBouncer, where it mixes up.
         self._prepare: bool | None = None
@@ -154,26 +161,29 @@ class PsycopgPool:
 
     async def _take(self, until: float) -> Any:
         pool = self._pool
+        if pool.closed:
+            raise StoreUnavailable(CLOSED)
         try:
             with _translated():
                 driver = await pool.getconn(timeout=left(until))
-        except StoreUnavailable as error:
+        except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests):
             reason = _reasons.last.get(pool.name)
-            if reason is None or isinstance(error, ConnectionLost):
-                raise
-            raise unreachable(self._where(), reason) from None
+            if reason is None and self._in_use:
+                raise none_free(self.size) from None
+            raise self._unreachable(
+                reason or "none came free or could be opened in time"
+            ) from None
         _reasons.last.pop(pool.name, None)
+        self._in_use += 1
         return driver
 
-    def _where(self) -> str:
-        info, options = self._pool.conninfo, self._pool.kwargs or {}
-        if callable(info) or callable(options):
-            return "the database"
+    def _unreachable(self, reason: str) -> StoreUnavailable:
+        given: dict[str, Any] = {}
+        info, options = self._pool.conninfo, self._pool.kwargs
         with suppress(psycopg.Error):
-            given = {**conninfo_to_dict(info or ""), **options}
-            host, port = (given.get(name) or "" for name in ("host", "port"))
-            return addresses(*(str(each).split(",") for each in (host, port)))
-        return "the database"
+            given |= {} if callable(info) else conninfo_to_dict(info or "")
+            given |= {} if callable(options) else options or {}
+        return unreachable(addresses_in(given), reason, given.get("sslrootcert"))
 
     async def _put(
         self, connection: _Connection, autocommit: bool, encoding: str | None
@@ -191,6 +201,7 @@ class PsycopgPool:
                     await driver.set_autocommit(autocommit)
         except (psycopg.Error, TimeoutError):
             await driver.close()  # the pool opens another one instead
+        self._in_use -= 1
         await self._pool.putconn(driver)
 
     async def _check(self, connection: _Connection, seconds: float) -> None:
@@ -273,7 +284,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests):
-        raise StoreUnavailable("no connection to the database came free") from None
+        raise  # `_take` knows more about it
     except psycopg.Error as error:
         name = type(error).__name__
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:
