@@ -126,7 +126,7 @@ async def test_a_statement_whose_columns_have_changed_recovers(
                 lost += 1
             else:
                 assert 2 + added == len(row)
-        assert (1 if driver == "psycopg" else 0) == lost
+        assert lost <= (driver == "psycopg")
 
 
 async def test_in_a_transaction_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import re
 import socket
 import ssl
@@ -252,6 +253,11 @@ class AsyncpgPool:
             if pool.get_size() - pool.get_idle_size() >= self.size:
                 raise none_free(self.size) from None
             raise self._unreachable("no answer in time") from None
+        except asyncpg.PostgresError as error:
+            ours = _error(error)
+            if isinstance(ours, ConnectionLost):  # it never was one
+                raise self._unreachable(str(ours)) from None
+            raise ours from None
         except asyncpg.TargetServerAttributeNotMatched:
             raise self._unreachable("no server of the wanted kind") from None
         except (OSError, OverflowError, ValueError) as error:
@@ -320,7 +326,8 @@ class AsyncpgPool:
                     # Once what was cancelled has ended; whether that was a BEGIN, a
                     # COMMIT or anything between.
                     await connection.execute("ROLLBACK")
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):
+            # Nobody cancels us: asyncpg before 0.31 says so of a former cancellation.
             with suppress(asyncpg.InterfaceError):  # the pool has taken it back
                 connection.terminate()
         await self._give_back(taken, error)
@@ -421,11 +428,22 @@ def _reason(error: Exception) -> str:
         return "the server speaks no TLS"
     if isinstance(error, FileNotFoundError):
         return "there is no such socket, or no such certificate file"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()  # asyncio's own has the address in it
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+        return type(error).__name__
     if found := re.match(r"root certificate file \S+ does not exist", text):
         return found[0]
     return "asyncpg refused the DSN"
+
+
+def _error(error: Any) -> StoreError:
+    return error_of(
+        error.sqlstate,
+        type(error).__name__,
+        error.args[0],
+        error.server_source_function,
+    )
 
 
 @contextmanager
@@ -436,12 +454,7 @@ def _translated() -> Iterator[None]:
     except TimeoutError:
         raise StoreUnavailable(TOO_LATE) from None
     except asyncpg.PostgresError as error:
-        raise error_of(
-            error.sqlstate,
-            type(error).__name__,
-            error.args[0],
-            error.server_source_function,
-        ) from None
+        raise _error(error) from None
     except ValueError:
         # `DataError` is an InterfaceError too, and says what was wrong by showing it.
         raise StoreError("asyncpg refused a value") from None

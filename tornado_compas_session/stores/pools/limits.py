@@ -38,12 +38,12 @@ async def limited(
     if seconds <= 0:
         raise StoreUnavailable(TOO_LATE)
     loop = asyncio.get_running_loop()
-    asked: list[_Cancellation] = []  # none, or one
+    asked: list[Cancellation] = []  # none, or one
     timer: asyncio.TimerHandle
 
     def end() -> None:
         nonlocal timer
-        asked.append(_Cancellation(cancel))
+        asked.append(Cancellation(cancel))
         timer = loop.call_later(GRACE, cut)
 
     timer = loop.call_later(seconds, end)
@@ -61,7 +61,7 @@ async def limited(
     raise StoreUnavailable(TOO_LATE)
 
 
-class _Cancellation:
+class Cancellation:
     """Asks the server to end a statement, until it has ended."""
 
     def __init__(self, cancel: Callable[[], Awaitable[None]]) -> None:

@@ -10,12 +10,9 @@ server, or has its connection cut; and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import select
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -41,6 +38,7 @@ from tornado_compas_session.stores.pools.errors import (
     reason_of,
     unreachable,
 )
+from tornado_compas_session.stores.pools.libpq import cancel, libpq_of
 from tornado_compas_session.stores.pools.limits import (
     GRACE,
     Home,
@@ -301,7 +299,7 @@ class _Connection:
                 return await limited(
                     lambda: self._ask(self._driver.execute, *arguments),
                     left(until),
-                    lambda: _cancel(self._driver.connection),
+                    lambda: _cancel(self._driver),
                     self.give_up,
                 )
             finally:
@@ -385,42 +383,11 @@ def _cut(driver: Any) -> None:
         cut_socket(driver.fileno)
 
 
-@cache
-def _libpq() -> ctypes.CDLL | None:
-    """psycopg2's own libpq; None where it has it inside, as Windows' wheel does."""
-    libpq = ctypes.CDLL(psycopg2._psycopg.__file__)
-    try:
-        libpq.PQgetCancel.argtypes = libpq.PQfreeCancel.argtypes = [ctypes.c_void_p]
-        libpq.PQgetCancel.restype = ctypes.c_void_p
-        libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-    except AttributeError:
-        return None
-    return libpq
-
-
-async def _cancel(connection: Any) -> None:
-    """
-    Asks the server to end what runs on the connection.
-
-    Not with psycopg2's `cancel()`, which stops all of Python until the server answers.
-    In a thread, for libpq waits as well; one that keeps neither the executor's workers
-    nor the end of the process waiting.
-    """
-    libpq = _libpq()
-    if libpq is None or connection.closed:
-        return
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    request = libpq.PQgetCancel(connection.pgconn_ptr)
-
-    def ask() -> None:
-        libpq.PQcancel(request, ctypes.create_string_buffer(256), 256)
-        libpq.PQfreeCancel(request)
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(done.set)
-
-    threading.Thread(target=ask, name="cancel", daemon=True).start()
-    await done.wait()
+async def _cancel(driver: Any) -> None:
+    if not driver.closed:
+        # Not by psycopg2's `cancel()`, which stops all of Python meanwhile.
+        libpq = libpq_of(psycopg2._psycopg.__file__)
+        await cancel(libpq, driver.connection.pgconn_ptr)
 
 
 async def _reason_of_failing(pool: momoko.Pool) -> str:

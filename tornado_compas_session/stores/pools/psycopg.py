@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -17,6 +18,8 @@ from psycopg.rows import tuple_row
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
     ConnectionLost,
+    SettingsError,
+    StoreError,
     StoreUnavailable,
     UnstorableText,
 )
@@ -29,8 +32,10 @@ from tornado_compas_session.stores.pools.errors import (
     reason_of,
     unreachable,
 )
+from tornado_compas_session.stores.pools.libpq import cancel, libpq_of
 from tornado_compas_session.stores.pools.limits import (
     GRACE,
+    Cancellation,
     Home,
     Loop,
     begin,
@@ -41,6 +46,7 @@ from tornado_compas_session.stores.pools.limits import (
 from tornado_compas_session.stores.pools.queries import Statement
 
 logger = logging.getLogger("tornado_compas_session")
+T = TypeVar("T")
 _PID = "SELECT pg_backend_pid()"
 
 
@@ -73,6 +79,11 @@ class PsycopgPool:
     def __init__(
         self, pool: psycopg_pool.AsyncConnectionPool[Any], *, timeout: float
     ) -> None:
+        if not hasattr(pool, "drain"):
+            raise SettingsError(
+                f"psycopg_pool {psycopg_pool.__version__} cannot drop its connections; "
+                'run `pip install "psycopg-pool>=3.3"`'
+            )
         self._pool = pool
         self._timeout = timeout
         self._home = Home(self._loop)
@@ -190,17 +201,16 @@ class PsycopgPool:
     ) -> None:
         driver = connection.driver
         try:
-            async with asyncio.timeout(self._timeout):
-                if connection.is_cut:
-                    await driver.close()
-                elif driver.info.transaction_status != TransactionStatus.IDLE:
-                    await driver.rollback()
-                if encoding not in (None, "UTF8"):
-                    await driver.execute(_encode(encoding), prepare=False)
-                if driver.autocommit != autocommit:
-                    await driver.set_autocommit(autocommit)
-        except (psycopg.Error, TimeoutError):
+            if driver.info.transaction_status != TransactionStatus.IDLE:
+                await connection.run("ROLLBACK", self._timeout)
+            if encoding not in (None, "UTF8"):
+                await connection.run(_encode(encoding), self._timeout)
+            if driver.autocommit != autocommit:
+                await driver.set_autocommit(autocommit)
+        except (psycopg.Error, StoreError):
             await driver.close()  # the pool opens another one instead
+        if connection.is_cut:
+            await driver.close()
         self._in_use -= 1
         await self._pool.putconn(driver)
 
@@ -263,15 +273,47 @@ class _Connection:
             return rows, cursor.statusmessage
 
         with _translated():
-            return await limited(execute, seconds, self._cancel, self._cut)
+            return await limited(
+                lambda: self._unharmed(execute()), seconds, self._cancel, self._cut
+            )
+
+    async def _unharmed(self, work: Awaitable[T]) -> T:
+        """
+        Work that is not cancelled where psycopg would then stop all of Python, until
+        the server answers.
+        """
+        if _cancels_safely():
+            return await work
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancellation = Cancellation(self._cancel)
+            await asyncio.wait({task}, timeout=GRACE)
+            if not task.done():
+                self._cut()
+            elif not task.cancelled():
+                task.exception()  # that it was cancelled
+            await cancellation.settle(GRACE, self._cut)
+            raise
 
     async def _cancel(self) -> None:
-        await self.driver.cancel_safe(timeout=GRACE)
+        if _cancels_safely():
+            await self.driver.cancel_safe(timeout=GRACE)
+        elif not self.driver.closed:
+            pgconn = self.driver.pgconn
+            module = sys.modules[type(pgconn).__module__]
+            await cancel(libpq_of(str(module.__file__)), pgconn.pgconn_ptr)
 
     def _cut(self) -> None:
         self.is_cut = True
         with suppress(psycopg.Error):  # it is closed already
             cut_socket(self.driver.pgconn.socket)
+
+
+def _cancels_safely() -> bool:
+    """Whether libpq is new enough, or called in a way that does not hold Python."""
+    return psycopg.capabilities.has_cancel_safe() or psycopg.pq.__impl__ == "python"
 
 
 def _encode(encoding: str | None) -> str:
