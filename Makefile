@@ -8,7 +8,11 @@ INSTALLED := $(VENV)/.installed
 FLOOR := .venv-floor
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help run test check floor lint format types bench docs audit lock clean
+# Tests run side by side, in processes that have a PostgreSQL each. For a debugger:
+# make test ARGS="-n0 --pdb".
+TOGETHER := -n logical --maxprocesses 4 --dist worksteal
+
+.PHONY: help run test check all floor lint format types bench docs audit lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,15 +21,18 @@ help: ## Show this list
 run: $(INSTALLED) ## Serve the example; flags: make run ARGS="--port 9000"
 	@exec $(BIN)/python example_app.py $(ARGS)
 
-test: $(INSTALLED) ## Run the tests; some of them: make test ARGS="-k cookie"
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## Run the quick tests; some of them: make test ARGS="-k cookie"
+	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
-check: lint types test ## Everything CI checks
+check: lint types all ## Everything CI checks
+
+all: $(INSTALLED) ## Run the slow tests as well
+	@$(BIN)/python -m pytest $(TOGETHER) --slow --pace $(ARGS)
 
 # The oldest versions that setup.py allows; the lock has the newest.
 floor: $(FLOOR)/.installed ## Run the tests of the core with those
-	@$(FLOOR)/bin/python -m pytest tests/unit tests/acceptance tests/tornado_suite \
-		tests/integration/test_store.py $(ARGS)
+	@$(FLOOR)/bin/python -m pytest $(TOGETHER) --slow tests/unit \
+		tests/acceptance tests/tornado_suite tests/integration/test_store.py $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
@@ -48,7 +55,7 @@ docs: $(INSTALLED) ## Build the documentation into site/; to see it: make docs A
 audit: $(INSTALLED) ## Ask for known vulnerabilities of what is locked
 	@$(BIN)/pip-audit --requirement requirements/dev.txt --no-deps
 
-lock: ## Lock anew the newest versions that setup.py allows
+lock: ## Lock anew the newest versions that setup.py and requirements/dev.in allow
 	@PYTHON=$(PYTHON) requirements/lock
 
 clean: ## Remove what the tools made; .venv and the example's database stay

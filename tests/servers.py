@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tornado_compas_session.testing.embedded import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,8 +23,8 @@ from typing import Any
 from tornado.web import Application, HTTPError, RequestHandler
 
 from tests.apps.wrong_stores import STORES
+from tests.ports import free_port
 from tornado_compas_session import SessionMixin, session_settings
-from tornado_compas_session.testing.embedded import free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,8 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.programs import program
 
 FLAGS = """
     --headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -27,11 +28,12 @@ class Browser:
 
     def __init__(self, profile: Path, *flags: str) -> None:
         options = ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
+        options.binary_location = program("chromium")
         for flag in (*FLAGS.split(), f"--user-data-dir={profile}", *flags):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = Chrome(options, Service(shutil.which("chromedriver")))
+        service = Service(program("chromedriver", "chromium-driver"))
+        self.driver = Chrome(options, service)
 
     def open(self, url: str) -> None:
         self.driver.get(url)
@@ -97,8 +99,6 @@ OpenBrowser = Callable[..., Browser]
 @pytest.fixture
 def open_browser(tmp_path: Path) -> Iterator[OpenBrowser]:
     """Opens browsers, each profile with its own cookies; they are closed in the end."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
     browsers: list[Browser] = []
 
     def open_browser(url: str, *flags: str, profile: str = "profile") -> Browser:

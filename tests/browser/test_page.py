@@ -9,6 +9,8 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.servers import start_example
 
+pytestmark = pytest.mark.slow
+
 NONE = "–"
 
 

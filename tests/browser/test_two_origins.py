@@ -18,6 +18,8 @@ import pytest
 from tests.ports import neighbouring_ports
 from tests.servers import start_example
 
+pytestmark = pytest.mark.slow
+
 NONE = "–"
 # A site of somebody else, on this machine. The browser asks no name server for it.
 EVIL = "evil.example"

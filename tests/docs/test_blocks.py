@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.ports import free_port
+from tests.programs import program
 from tests.servers import start_example
-from tornado_compas_session.testing.embedded import free_port
 
 #: What the transcripts listen on; here it is a free port, since others may run too.
 PORT = "8888"
@@ -53,6 +53,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_python_of_a_page_runs(page: Path, database: str, folder: Path):
     """
@@ -113,6 +114,7 @@ def test_few_blocks_cannot_run():
 # -- transcripts -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in RUN_ELSEWHERE], ids=page_id
 )
@@ -198,9 +200,9 @@ class Terminal:
                 self._compare([*MAIN, *rest], shown, place)
             case ["curl", *rest]:
                 arguments = [word.replace(PORT, self.port) for word in rest]
-                self._compare(["curl", "-sS", *arguments], shown, place)
-            case [program, *_]:
-                assert program in ONLY_READ, f"{place}: cannot check {command!r}"
+                self._compare([program("curl"), "-sS", *arguments], shown, place)
+            case [name, *_]:
+                assert name in ONLY_READ, f"{place}: cannot check {command!r}"
 
     def _compare(self, command: list[str], shown: list[str], place: str) -> None:
         result = subprocess.run(
@@ -278,8 +280,3 @@ def extras() -> set[str]:
             keys = [key for key in node.value.keys if isinstance(key, ast.Constant)]
             return {str(key.value) for key in keys}
     raise AssertionError("no extras_require in setup.py")
-
-
-def test_curl_is_there():
-    """The transcripts need it; a machine without it would test nothing."""
-    assert shutil.which("curl")

@@ -201,10 +201,9 @@ def test_the_reference_is_up_to_date():
     assert 0 == result.returncode
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     """`make docs`: a warning would fail it; nothing is loaded from elsewhere."""
-    pytest.importorskip("material", reason="mkdocs-material: pip install '.[dev]'")
-
     result = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path],
         capture_output=True,

@@ -96,6 +96,7 @@ async def test_one_of_many_works_at_a_time(database: str) -> None:
         assert 100 == await Cleaner(store).clean()
 
 
+@pytest.mark.slow
 async def test_many_at_once_delete_each_row_once(database: str) -> None:
     """However they meet, nothing is counted twice, and nobody waits for ever."""
     fill(database, expired=3000)

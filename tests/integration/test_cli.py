@@ -89,6 +89,7 @@ def run(command: str, environ: dict[str, str]) -> list[str]:
     return result.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_transcripts_are_what_happens(filled: str) -> None:
     """Each command of the page, in order, against one database."""
     environ = {"DATABASE_URL": filled, "APP_ENV": "production"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tests.conftest import Databases
+from tests.ports import free_port
+from tests.programs import program
 from tornado_compas_session import MemorySessionStore, SessionMixin, get_app
-from tornado_compas_session.testing.embedded import free_port
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.doctor import diagnose
 from tornado_compas_session.tools.doctor_browser import Cookie
@@ -281,6 +283,9 @@ async def test_pgbouncer(mode: str, database: str) -> None:
 @contextmanager
 def pgbouncer(dsn: str, mode: str) -> Iterator[str]:
     """A PgBouncer in front of the database; its DSN for it."""
+    command = [program("pgbouncer")]
+    if os.geteuid() == 0:
+        command += ["-u", "nobody"]
     target, port = urlsplit(dsn), free_port()
     user = target.username or "postgres"
     with tempfile.TemporaryDirectory(prefix="compas-bouncer-") as name:
@@ -297,9 +302,7 @@ def pgbouncer(dsn: str, mode: str) -> Iterator[str]:
         )
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(
-                ["pgbouncer", "-u", "nobody", str(folder / "ini")],
-                stdout=log,
-                stderr=log,
+                [*command, str(folder / "ini")], stdout=log, stderr=log
             )
         try:
             through = f"postgresql://{user}@127.0.0.1:{port}/shop"

@@ -18,6 +18,8 @@ from tornado_compas_session.testing.embedded import (
     EmbeddedPostgresError,
 )
 
+pytestmark = pytest.mark.slow
+
 ClusterMaker = Callable[..., EmbeddedPostgres]
 
 SECOND_PROCESS = """

@@ -9,10 +9,12 @@ import psycopg
 import pytest
 
 from tests.drivers import make_store
+from tests.ports import free_port
 from tests.store_suite import change, created, data_of
 from tornado_compas_session import StoreUnavailable
 from tornado_compas_session.stores.migrations import migrate
-from tornado_compas_session.testing.embedded import free_port
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("driver", ["connect", "asyncpg", "psycopg"])

@@ -16,6 +16,8 @@ from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
+pytestmark = pytest.mark.slow
+
 SESSIONS = 1500
 ROUNDS = 5
 #: Visitors who come at the same moment, so that their renewals share a statement.

@@ -117,6 +117,7 @@ async def test_script_by_hand_is_the_same(empty_database: str, database: str) ->
     assert [] == await migrate(empty_database)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(empty_database: str) -> None:
     """The command is safe to run from two machines at the same moment."""
     command = [sys.executable, "-m", "tornado_compas_session", "migrate"]

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import pwd
-import shutil
 import subprocess
 import tempfile
 import time
@@ -21,18 +20,17 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from tests.drivers import make_store
+from tests.ports import free_port
+from tests.programs import program
 from tests.store_suite import change, created, data_of
 from tornado_compas_session import PostgresSessionStore
 from tornado_compas_session.stores.migrations import migrate
-from tornado_compas_session.testing.embedded import free_port
 
 
 @pytest.fixture
 def bouncer(database: str) -> Iterator[str]:
     """The URL of the test's database through a PgBouncer of its own, of two servers."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("no PgBouncer from the distribution's package `pgbouncer`")
+    pgbouncer = program("pgbouncer")
     parts, port = urlsplit(database), free_port()
     with tempfile.TemporaryDirectory(prefix="bouncer-") as folder:
         settings = Path(folder, "bouncer.ini")
@@ -47,7 +45,7 @@ def bouncer(database: str) -> Iterator[str]:
         )
         Path(folder).chmod(0o755)
         process = subprocess.Popen(
-            [program, "-q", str(settings)],
+            [pgbouncer, "-q", str(settings)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -147,6 +147,7 @@ async def memory_of_some_requests(dsn: str) -> int:
         await store.close()
 
 
+@pytest.mark.slow
 async def test_idle_sessions_cost_the_process_nothing(
     filled: psycopg.Connection[Any], databases: Databases, database: str
 ) -> None:

@@ -193,6 +193,7 @@ async def test_a_missing_table_is_said_with_the_way_out(
     await store.close()
 
 
+@pytest.mark.slow
 async def test_errors_and_logs_show_no_secret(
     driver: str, database: str, caplog: pytest.LogCaptureFixture
 ):
@@ -497,6 +498,7 @@ async def test_the_store_says_once_that_it_is_away_and_once_that_it_is_back(
 # -- cancellation ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_cancelled_callers_cost_no_connection(
     store: PostgresSessionStore, database: str, long: bool
 ):
@@ -556,6 +558,7 @@ async def test_cancelled_callers_cost_no_connection(
 # -- partitions ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_rows_move_between_partitions_without_an_error(
     driver: str, database: str, new_store: MakeStore
 ):

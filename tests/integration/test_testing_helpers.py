@@ -169,6 +169,7 @@ def test_plugin_is_idle_unless_used(tmp_path: Path) -> None:
     assert 0 == run.returncode, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_files_of_the_page_pass(tmp_path: Path) -> None:
     """The tests that docs/testing.md shows are tests, and pass."""
     (tmp_path / "conftest.py").write_text(RUNNER)
@@ -211,6 +212,7 @@ def pytest_pyfunc_call(pyfuncitem):
 """
 
 
+@pytest.mark.slow
 def test_suite_passes_a_good_store_of_ones_own(tmp_path: Path) -> None:
     """Who writes a store derives a class, supplies the store, and has the tests."""
     (tmp_path / "conftest.py").write_text(RUNNER)
@@ -245,6 +247,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_suite_catches_a_faulty_store(fault: str, tmp_path: Path) -> None:
     """The mistakes that stores of this field have made do not pass."""

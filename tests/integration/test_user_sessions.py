@@ -420,6 +420,7 @@ async def _one_user_among_many(database: str, count: int) -> None:
         await store.close()
 
 
+@pytest.mark.slow
 async def test_one_user_with_many_sessions_among_many(database: str) -> None:
     """20,000 of 200,000: the first 50 are listed, and all ended, by the index."""
     await _one_user_among_many(database, 200_000)

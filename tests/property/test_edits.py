@@ -7,6 +7,8 @@ import json
 import random
 from typing import Any
 
+import pytest
+
 from tests.factories import make_manager, make_record
 from tornado_compas_session import Session
 from tornado_compas_session.core.jsondata import encode
@@ -90,6 +92,7 @@ def texts(content: Any) -> dict[str, str]:
     return {key: encode(item) for key, item in content.items()}
 
 
+@pytest.mark.slow
 def test_loaded_and_saved_is_what_the_handler_had(long):
     """
     20,000 random sequences of edits, nested ones and late ones included: the stored

@@ -247,6 +247,7 @@ def loop():
     loop.close()
 
 
+@pytest.mark.slow
 def test_the_memory_store_is_like_the_model(loop, long, record_property):
     """No difference, however the operations come."""
     examples, steps = (2000, 60) if long else (60, 30)
@@ -259,6 +260,7 @@ def test_the_memory_store_is_like_the_model(loop, long, record_property):
     record_property("differences", f"0 in {examples} examples of {steps} steps")
 
 
+@pytest.mark.slow
 def test_postgresql_is_like_the_model(loop, database, long, record_property):
     """No difference on the real store."""
     examples, steps = (500, 60) if long else (25, 30)
@@ -277,6 +279,7 @@ def test_postgresql_is_like_the_model(loop, database, long, record_property):
     record_property("differences", f"0 in {examples} examples of {steps} steps")
 
 
+@pytest.mark.slow
 def test_control_a_store_that_forgets_is_found(loop):
     """A store that saves the whole document is told from the model."""
 

@@ -14,8 +14,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from tests.apps.visitor import UNKNOWN, Visitor
 from tests.apps.web import web_process
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = 5
 SESSIONS = 3

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from tests.apps.visitor import Visitor, leave_all
 from tests.apps.web import web_process
 from tests.servers import start_example
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = 16
 

@@ -11,6 +11,7 @@ import asyncio
 import random
 
 import psycopg
+import pytest
 
 from tests.apps.load import Load
 from tests.apps.visitor import contents
@@ -18,6 +19,8 @@ from tests.apps.web import make_app
 from tests.factories import serve
 from tornado_compas_session import PostgresSessionStore
 from tornado_compas_session.stores.migrations import migrate
+
+pytestmark = pytest.mark.slow
 
 
 async def crashes(make_cluster, rounds, **settings):

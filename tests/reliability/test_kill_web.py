@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from tests.apps.load import Load
 from tests.apps.visitor import contents, waiting_transactions
 from tests.apps.web import web_process
+
+pytestmark = pytest.mark.slow
 
 
 async def kills(database, name, number):

@@ -16,6 +16,8 @@ from tornado_compas_session.exceptions import SessionIdTaken
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
+pytestmark = pytest.mark.slow
+
 CHANGE = SessionChange({"n": "1"}, idle=600.0)
 
 

@@ -17,9 +17,12 @@ import pytest
 
 from tests.drivers import DRIVERS, make_store
 from tests.factories import serve
+from tests.ports import free_port
 from tests.reliability.load import Load, Visitor, counter_app, settled
 from tornado_compas_session.stores.migrations import migrate
-from tornado_compas_session.testing.embedded import EmbeddedPostgres, free_port
+from tornado_compas_session.testing.embedded import EmbeddedPostgres
+
+pytestmark = pytest.mark.slow
 
 POOL = 4
 

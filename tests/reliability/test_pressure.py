@@ -26,6 +26,8 @@ from tornado_compas_session.core.ids import new_id
 from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.stores.pools.queries import Statement
 
+pytestmark = pytest.mark.slow
+
 POOL = 4
 
 

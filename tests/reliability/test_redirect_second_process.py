@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.apps.visitor import Visitor, leave_all
 from tests.apps.web import web_process
+
+pytestmark = pytest.mark.slow
 
 
 async def sign_in(database, name, number):

@@ -7,8 +7,11 @@ import random
 from collections import Counter
 
 import psycopg
+import pytest
 
 from tests.apps.visitor import Visitor, contents, leave_all
+
+pytestmark = pytest.mark.slow
 
 
 async def race(urls, dice, name):

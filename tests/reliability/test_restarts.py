@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.reliability.load import Visitor, settled
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

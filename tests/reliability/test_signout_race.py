@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from tests.apps.visitor import Visitor, contents, leave_all
+
+pytestmark = pytest.mark.slow
 
 
 async def race(urls, dice):

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tornado
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("with_sessions.py")
 ROOT = SCRIPT.parents[2]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tornado_compas_session import MemorySessionStore, Session
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core.manager import SessionManager
@@ -33,6 +35,7 @@ def mypy(file: str) -> set[tuple[int, str]]:
     }
 
 
+@pytest.mark.slow
 def test_typed_view_passes_mypy_strict() -> None:
     """A handler uses its session as a TypedDict without a cast or an ignore."""
     assert set() == mypy("typed_session.py")
