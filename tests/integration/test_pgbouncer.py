@@ -1,4 +1,4 @@
-"""Behind a PgBouncer in transaction mode: it works, or says what must be set."""
+"""Behind a PgBouncer: in transaction mode it works, or says what must be set."""
 
 from __future__ import annotations
 
@@ -19,17 +19,27 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from tests.drivers import make_store
+from tests.drivers import DRIVERS, make_adapter, make_store
 from tests.ports import free_port
 from tests.programs import program
 from tests.store_suite import change, created, data_of
-from tornado_compas_session import PostgresSessionStore
+from tornado_compas_session import (
+    PostgresSessionStore,
+    StoreError,
+    StoreUnavailable,
+)
+from tornado_compas_session.exceptions import ConnectionLost
 from tornado_compas_session.stores.migrations import migrate
+from tornado_compas_session.stores.pools.queries import compile_statement
 
 
 @pytest.fixture
-def bouncer(database: str) -> Iterator[str]:
-    """The URL of the test's database through a PgBouncer of its own, of two servers."""
+def bouncer(database: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """
+    The URL of the test's database through a PgBouncer of its own, of two servers; in
+    transaction mode, if the test does not ask for another.
+    """
+    mode = getattr(request, "param", "transaction")
     pgbouncer = program("pgbouncer")
     parts, port = urlsplit(database), free_port()
     with tempfile.TemporaryDirectory(prefix="bouncer-") as folder:
@@ -37,7 +47,7 @@ def bouncer(database: str) -> Iterator[str]:
         settings.write_text(
             f"[databases]\n* = host={parts.hostname} port={parts.port}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            "unix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
+            f"unix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
             f"default_pool_size = 2\nuser = {_user()}\n"
             "[databases]\n"
             f"{parts.path[1:]} = host={parts.hostname} port={parts.port} "
@@ -189,3 +199,85 @@ async def test_an_applications_asyncpg_pool(
     warned = [r for r in caplog.records if "statement_cache_size=0" in r.getMessage()]
     assert (1 if cache else 0) == len(warned)
     await store.close()
+
+
+# -- what the adapters promise ---------------------------------------------------------
+
+ONE = compile_statement("one", "SELECT :n::integer")
+WRITE = compile_statement("write", "INSERT INTO kept VALUES (:n::integer) RETURNING n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+async def test_what_timed_out_is_cancelled_through_it(
+    bouncer: str, database: str, driver: str
+):
+    """It hands the request on; nothing that was refused is written later."""
+    with psycopg.connect(database) as other:
+        other.execute("CREATE TABLE kept (n integer)")
+        other.commit()
+        pool = await make_adapter(driver, bouncer)
+        await pool.fetch(ONE, n=0)
+        other.execute("LOCK TABLE kept IN SHARE MODE")
+        results = await asyncio.gather(
+            *[pool.fetch(WRITE, n=n, timeout=0.3) for n in range(6)],
+            return_exceptions=True,
+        )
+        assert all(isinstance(each, StoreUnavailable) for each in results)
+        other.rollback()
+        await asyncio.sleep(0.3)
+        assert [] == other.execute("SELECT n FROM kept").fetchall()
+        other.rollback()
+    async with pool.transaction(lock_timeout=1) as connection:
+        await connection.fetch(WRITE, n=7)
+    assert [1] == [row[0] for row in await pool.fetch(ONE, n=1)]
+    await pool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+async def test_what_is_given_up_in_its_queue_is_never_sent_on(
+    bouncer: str, database: str, driver: str
+):
+    """Both of its servers are in use for longer than the limit, by others."""
+    others = [
+        await psycopg.AsyncConnection.connect(bouncer, prepare_threshold=None)
+        for _ in range(2)
+    ]
+    await others[0].execute("CREATE TABLE kept (n integer)")
+    await others[0].commit()
+    pool = await make_adapter(driver, bouncer)
+    await pool.fetch(ONE, n=0)
+    for other in others:
+        await other.execute("SELECT 1")  # each has a server until it commits
+    for n in range(2):
+        with pytest.raises(StoreUnavailable):
+            await pool.fetch(WRITE, n=n, timeout=0.3)
+    for other in others:
+        await other.commit()
+        await other.close()
+    await asyncio.sleep(0.3)
+    with psycopg.connect(database) as past_it:
+        assert [] == past_it.execute("SELECT n FROM kept").fetchall()
+    assert [(3,)] == [tuple(row) for row in await pool.fetch(WRITE, n=3)]
+    await pool.close()
+
+
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+@pytest.mark.parametrize("bouncer", ["statement", "transaction"], indirect=True)
+async def test_statement_mode_is_named(
+    bouncer: str, driver: str, request: pytest.FixtureRequest
+):
+    """Single statements work there, and a transaction says why it never will."""
+    pool = await make_adapter(driver, bouncer)
+    for _ in range(2):
+        assert 1 == (await pool.fetch(ONE, n=1))[0][0]
+        if request.node.callspec.params["bouncer"] == "transaction":
+            async with pool.transaction(lock_timeout=1) as connection:
+                assert 2 == (await connection.fetch(ONE, n=2))[0][0]
+            continue
+        with pytest.raises(StoreError, match="pool_mode=statement") as caught:
+            async with pool.transaction(lock_timeout=1):
+                pass
+        assert not isinstance(caught.value, ConnectionLost)
+    await pool.close()

@@ -104,9 +104,9 @@ class MomokoPool:
             yield _InTransaction(self, connection)
         except BaseException:
             with suppress(StoreError):
-                await self._end(connection, "ROLLBACK")
+                await self._end(connection, "ROLLBACK", GRACE)
             raise
-        check_commit(await self._end(connection, "COMMIT"))
+        check_commit(await self._end(connection, "COMMIT", self._timeout))
 
     async def expire(self) -> None:
         """Drops the idle connections; they are opened anew when they are taken."""
@@ -201,17 +201,20 @@ class MomokoPool:
 
     def unreachable(self, reason: str) -> StoreUnavailable:
         """The error for a connection that was not to be had."""
-        given = parse_dsn(self.momoko.dsn)
+        given: dict[str, str] = {}
+        with suppress(psycopg2.Error):  # which would quote it
+            given = parse_dsn(self.momoko.dsn)
         return unreachable(addresses_in(given), reason, given.get("sslrootcert"))
 
-    async def _end(self, connection: _Connection, verb: str) -> str:
-        until = self.until(None)
+    async def _end(self, connection: _Connection, verb: str, seconds: float) -> str:
+        until = asyncio.get_running_loop().time() + seconds
         task = self.start(connection.end(verb, until))
         return await self.wait(connection, task, until)
 
     def _end_late(self, beginning: asyncio.Task[None], connection: _Connection) -> None:
         if not beginning.cancelled() and beginning.exception() is None:
-            self.start(connection.end("ROLLBACK", self.until(None)))
+            until = asyncio.get_running_loop().time() + GRACE
+            self.start(connection.end("ROLLBACK", until))
 
 
 class _InTransaction:

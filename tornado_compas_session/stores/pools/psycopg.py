@@ -202,7 +202,7 @@ class PsycopgPool:
         driver = connection.driver
         try:
             if driver.info.transaction_status != TransactionStatus.IDLE:
-                await connection.run("ROLLBACK", self._timeout)
+                await connection.run("ROLLBACK", GRACE)
             if encoding not in (None, "UTF8"):
                 await connection.run(_encode(encoding), self._timeout)
             if driver.autocommit != autocommit:
