@@ -10,7 +10,7 @@ import pytest
 
 from tests.drivers import make_store
 from tests.ports import free_port
-from tests.store_suite import change, created, data_of
+from tests.sessions import change, created, data_of
 from tornado_compas_session import StoreUnavailable
 from tornado_compas_session.stores.migrations import migrate
 
@@ -38,9 +38,7 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
         f"postgresql://postgres@127.0.0.1:{primary.port},127.0.0.1:{second.port}"
         "/postgres?target_session_attrs=read-write"
     )
-    if driver == "psycopg":
-        dsn += "&connect_timeout=2"
-    store = await _store(driver, dsn)
+    store = await make_store(driver, dsn)
     ids = [await created(store, {"n": 0}) for _ in range(5)]
     acknowledged = 0
     failed = 0
@@ -51,7 +49,7 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
         n = 0
         while not stop:
             try:
-                if await store.save(ids[which], change({f"k{n}": n})) is not None:
+                if await store.save(ids[which], 0, change({f"k{n}": n})) is not None:
                     written[which].append(n)
                     acknowledged += 1
             except StoreUnavailable:
@@ -71,21 +69,7 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
             await asyncio.sleep(0.05)
     stop = True
     await asyncio.gather(*writers)
-    for session_id, keys in zip(ids, written, strict=True):
-        data = await data_of(store, session_id)
+    for handle, keys in zip(ids, written, strict=True):
+        data = await data_of(store, handle)
         assert set() == {f"k{n}" for n in keys} - set(data)
     await store.close()
-
-
-async def _store(driver: str, dsn: str) -> Any:
-    if driver == "psycopg":
-        from psycopg_pool import AsyncConnectionPool
-
-        from tornado_compas_session import PostgresSessionStore
-
-        pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            dsn, min_size=1, max_size=4, open=False, timeout=2, reconnect_timeout=1
-        )
-        await pool.open()
-        return PostgresSessionStore(pool, timeout=2)
-    return await make_store(driver, dsn)

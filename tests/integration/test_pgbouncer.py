@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from tests.drivers import DRIVERS, make_adapter, make_store
 from tests.ports import free_port
 from tests.programs import program
-from tests.store_suite import change, created, data_of
+from tests.sessions import change, created, data_of
 from tornado_compas_session import (
     PostgresSessionStore,
     StoreError,
@@ -98,9 +98,9 @@ async def use_heavily(stores: list[PostgresSessionStore]) -> int:
         found = await data_of(store, ids[which])
         assert str(which) == found["mark"]
         if n % 3 == 0:
-            await store.save(ids[which], change({"n": n}))
+            await store.save(ids[which], 0, change({"n": n}))
         if n % 7 == 0:
-            async with store.lock(ids[which], 10) as locked:
+            async with store.lock(ids[which], 0, 10) as locked:
                 assert locked is not None
                 assert f'"{which}"' in locked.record.data
 
@@ -133,7 +133,7 @@ async def test_a_direct_connection_prepares_statements(
     """Nothing is noticed, and the advantage is kept."""
     caplog.set_level(logging.INFO, logger="tornado_compas_session")
     store = await make_store("connect", database)
-    pool: Any = store._pool
+    pool: Any = store._database.pool
     await created(store)
     async with pool._pool.acquire() as connection:
         rows = await connection.fetch("SELECT count(*) FROM pg_prepared_statements")

@@ -16,17 +16,18 @@ from psycopg_pool import AsyncConnectionPool
 from tornado.ioloop import IOLoop
 
 from tests.drivers import DRIVERS, make_pool, make_store
-from tests.integration.test_store import partition
-from tests.store_suite import change, created, data_of
+from tests.sessions import change, created, data_of, turn
 from tornado_compas_session import (
     PostgresSessionStore,
     SchemaMissing,
+    SessionDataError,
     SettingsError,
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.core.ids import hash_id, new_id
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.core.protocols import Connection, Pool
+from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.exceptions import ConnectionLost, WriteConflict
 from tornado_compas_session.stores.pools import as_pool
 from tornado_compas_session.stores.pools.queries import Statement
@@ -90,15 +91,17 @@ class Spy:
         )
         self.expired = 0
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Any]:
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Any]:
         self.asked.append(statement.name)
         other = self.answer(statement.name)
         if other is not None:
             return await other
-        return await self.pool.fetch(statement, **values)
+        return await self.pool.fetch(statement, timeout=timeout, **values)
 
-    def transaction(self) -> AbstractAsyncContextManager[Connection]:
-        return self.pool.transaction()
+    def transaction(self, **limits: Any) -> AbstractAsyncContextManager[Connection]:
+        return self.pool.transaction(**limits)
 
     async def expire(self) -> None:
         self.expired += 1
@@ -109,8 +112,8 @@ class Spy:
 
 
 def spy_on(store: PostgresSessionStore) -> Spy:
-    spy = Spy(store._pool)
-    store._pool = spy
+    spy = Spy(store._database.pool)
+    store._database.pool = spy
     return spy
 
 
@@ -160,9 +163,9 @@ async def test_an_applications_own_psycopg_pool_is_left_as_it_is(database: str):
     )
     await pool.open()
     store = PostgresSessionStore(pool)
-    session_id = await created(store, {"n": 1})
-    assert {"n": 1} == await data_of(store, session_id)
-    async with store.lock(session_id, 5) as locked:
+    handle = await created(store, {"n": 1})
+    assert {"n": 1} == await data_of(store, handle)
+    async with store.lock(handle, 0, 5) as locked:
         assert locked is not None
         await locked.save(change({"n": 2}))
 
@@ -170,7 +173,7 @@ async def test_an_applications_own_psycopg_pool_is_left_as_it_is(database: str):
         assert not connection.autocommit
         row = await (await connection.execute("SELECT 1 AS one")).fetchone()
         assert {"one": 1} == row
-    assert {"n": 2} == await data_of(store, session_id)
+    assert {"n": 2} == await data_of(store, handle)
     await store.close()
 
 
@@ -183,9 +186,9 @@ async def test_a_missing_table_is_said_with_the_way_out(
     """SchemaMissing names the command, for every verb."""
     store = await make_store(driver, empty_database)
     for call in (
-        store.load(new_id()),
-        store.create(new_id(), change({"n": 1})),
-        store.save(new_id(), change({"n": 1})),
+        store.load(new_handle()),
+        store.create(new_handle(), hash_secret(new_secret()), change({"n": 1})),
+        store.save(new_handle(), 0, change({"n": 1})),
         store.check(),
     ):
         with pytest.raises(SchemaMissing, match="migrate"):
@@ -202,19 +205,22 @@ async def test_errors_and_logs_show_no_secret(
     parts = urlsplit(database)
     wrong = parts._replace(netloc=f"nobody:hunter2@{parts.hostname}:{parts.port}")
     errors: list[BaseException] = []
+    secret_hash = hash_secret(new_secret())
 
     store = await make_store(driver, wrong.geturl(), timeout=1)
     with pytest.raises(StoreError) as refused:
-        await store.load(new_id())
+        await store.load(new_handle())
     errors.append(refused.value)
     await store.close()
 
     store = await make_store(driver, database)
     run(database, "ALTER TABLE compas_session ADD CHECK (data ->> 'a' <> 'classified')")
-    for value in ("classified", "\0classified"):
-        with pytest.raises(StoreError) as refused:
-            await store.create(new_id(), change({"a": value}))
-        errors.append(refused.value)
+    # The second one is what the session itself would have refused.
+    nul = SessionChange(changed={"a": '"\\u0000classified"'}, idle=3600.0)
+    for given in (change({"a": "classified"}), nul):
+        with pytest.raises((StoreError, SessionDataError)) as caught:
+            await store.create(new_handle(), secret_hash, given)
+        errors.append(caught.value)
     await store.close()
 
     for error in errors:
@@ -228,7 +234,7 @@ async def test_a_role_with_the_four_verbs_on_the_table_is_enough(
     driver: str, database: str
 ):
     """SELECT, INSERT, UPDATE, DELETE, and nothing else (ST-5)."""
-    role = f"web_{new_id()[:8].lower().replace('-', '_')}"
+    role = f"web_{new_handle()[:8].lower().replace('-', '_')}"
     run(
         database,
         f'CREATE ROLE "{role}" LOGIN;'
@@ -238,23 +244,24 @@ async def test_a_role_with_the_four_verbs_on_the_table_is_enough(
     dsn = parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl()
     store = await make_store(driver, dsn)
     try:
-        session_id, moved = await created(store, {"user_id": "ada"}), new_id()
+        secret = new_secret()
+        handle = await created(store, {"user_id": "ada"}, secret=secret, user="ada")
         await store.check()
-        await store.save(session_id, change({"n": 1}))
-        await store.regenerate(session_id, moved, change(), 30)
-        async with store.lock(moved, 5) as locked:
+        await store.save(handle, 0, change({"n": 1}))
+        await store.increment(handle, 0, "n", "1", change())
+        assert await store.regenerate(handle, 0, turn(secret), change()) is not None
+        async with store.lock(handle, 0, 5) as locked:
             assert locked is not None
             await locked.save(change({"n": 2}))
         assert 1 == len(await store.sessions_of("ada"))
-        assert 0 == await store.revoke_oldest("ada", allowed=5)
         assert [("ada", 1)] == await store.top_users()
         assert 0 == await store.delete_expired()
         assert 1 == (await store.stats())["live"]
-        assert await store.delete(moved)
+        assert await store.delete(handle, 0)
         assert 0 == await store.revoke_user("ada")
         assert 0 == await store.revoke_all()
         with pytest.raises(StoreError):
-            async with store._pool.transaction() as connection:
+            async with store._database.pool.transaction() as connection:
                 await connection.run_script("CREATE TABLE loot (id integer)")
     finally:
         await store.close()
@@ -267,17 +274,18 @@ async def test_a_role_with_the_four_verbs_on_the_table_is_enough(
 async def test_one_bad_write_does_not_touch_its_neighbours(store: PostgresSessionStore):
     """In a batch the others are written, and the bad one alone gets the error."""
     ids = [await created(store) for _ in range(5)]
-    values: list[Any] = [1, 2, "\0", 4, 5]
+    values = ["1", "2", '"\\u0000"', "4", "5"]
 
     results = await asyncio.gather(
         *[
-            store.save(each, change({"v": value}))
+            store.save(each, 0, SessionChange(changed={"v": value}, idle=60.0))
             for each, value in zip(ids, values, strict=True)
         ],
         return_exceptions=True,
     )
 
-    assert [2] == [i for i, r in enumerate(results) if isinstance(r, StoreError)]
+    assert [2] == [i for i, r in enumerate(results) if isinstance(r, Exception)]
+    assert isinstance(results[2], SessionDataError)
     found = [(await data_of(store, each)).get("v") for each in ids]
     assert [1, 2, None, 4, 5] == found
 
@@ -307,11 +315,10 @@ async def test_a_locked_row_does_not_hold_up_its_batch(
     held, *free = [await created(store) for _ in range(5)]
     with psycopg.connect(database) as other:
         other.execute(
-            "SELECT 1 FROM compas_session WHERE id_hash = %s FOR UPDATE",
-            [hash_id(held)],
+            "SELECT 1 FROM compas_session WHERE handle = %s FOR UPDATE", [held]
         )
-        waiting = asyncio.ensure_future(store.save(held, change({"v": 1})))
-        await asyncio.gather(*[store.save(each, change({"v": 1})) for each in free])
+        waiting = asyncio.ensure_future(store.save(held, 0, change({"v": 1})))
+        await asyncio.gather(*[store.save(each, 0, change({"v": 1})) for each in free])
         assert not waiting.done()
         other.rollback()
     assert (await waiting) is not None
@@ -324,8 +331,7 @@ async def test_a_queue_that_is_too_long_is_answered_at_once(
 ):
     """Beyond `max_waiting` nobody joins the queue; whoever is in it is served."""
     store = await new_store("connect", database, max_waiting=10, lanes=1)
-    session_id = await created(store)
-    run(database, "SELECT 1")
+    handle = await created(store)
     gate = asyncio.Event()
     spy = spy_on(store)
 
@@ -335,9 +341,9 @@ async def test_a_queue_that_is_too_long_is_answered_at_once(
         return []
 
     spy.answer = lambda name: wait()
-    tasks = [asyncio.ensure_future(store.load(session_id))]
+    tasks = [asyncio.ensure_future(store.load(handle))]
     await asyncio.sleep(0.05)  # that one is under way, and the others wait for it
-    tasks += [asyncio.ensure_future(store.load(session_id)) for _ in range(29)]
+    tasks += [asyncio.ensure_future(store.load(handle)) for _ in range(29)]
     await asyncio.sleep(0.05)
     refused = [task for task in tasks if task.done()]
     gate.set()
@@ -345,7 +351,7 @@ async def test_a_queue_that_is_too_long_is_answered_at_once(
 
     assert 19 == len(refused)
     assert 19 == sum(isinstance(result, StoreUnavailable) for result in results)
-    assert 10 == sum(getattr(result, "id", None) == session_id for result in results)
+    assert 10 == sum(getattr(r, "handle", None) == handle for r in results)
 
 
 # -- whose row -------------------------------------------------------------------------
@@ -357,21 +363,21 @@ async def test_another_sessions_row_is_never_an_answer(
     """It is an error at CRITICAL, and the connections are dropped (R12)."""
     mine, theirs = await created(store), await created(store, {"secret": 1})
     spy = spy_on(store)
-    sql = store._sql["load_sessions"]
-    foreign = await spy.pool.fetch(sql, ids=[hash_id(theirs)])
-    row = (await spy.pool.fetch(sql, ids=[hash_id(theirs)]))[0]
-    written = (row[0], None, *row[5:9])
-    answers = {"load_sessions": foreign}
+    sql = store._database.sql
+    foreign = await spy.pool.fetch(sql["load_session"], handle=theirs)
 
     async def answer(name: str) -> Sequence[Any]:
-        return answers.get(name, [written])
+        return foreign
 
     spy.answer = answer
+    secret = new_secret()
     for call in (
         store.load(mine),
-        store.save(mine, change({"n": 1})),
-        store.create(new_id(), change({"n": 1})),
-        store.regenerate(mine, new_id(), change(), 30),
+        store.save(mine, 0, change({"n": 1})),
+        store.create(new_handle(), hash_secret(secret), change({"n": 1})),
+        store.regenerate(mine, 0, turn(secret), change()),
+        store.increment(mine, 0, "n", "1", change()),
+        store.delete(mine, 0),
     ):
         caplog.clear()
         spy.expired = 0
@@ -391,30 +397,32 @@ async def test_a_load_is_tried_again_once_and_a_save_is_not(
 ):
     """What may have been applied is never sent a second time."""
     store = await new_store("connect", database)
-    session_id = await created(store)
+    handle = await created(store)
     spy = spy_on(store)
     spy.answer = lambda name: raising(ConnectionLost())
 
     with pytest.raises(ConnectionLost):
-        await store.load(session_id)
-    assert ["load_sessions"] * 2 == spy.asked
+        await store.load(handle)
+    assert ["load_session"] * 2 == spy.asked
 
     spy.asked.clear()
+    secret = new_secret()
     for call in (
-        store.save(session_id, change({"n": 1})),
-        store.create(new_id(), change({"n": 1})),
-        store.regenerate(session_id, new_id(), change(), 30),
-        store.delete(session_id),
+        store.save(handle, 0, change({"n": 1})),
+        store.create(new_handle(), hash_secret(secret), change({"n": 1})),
+        store.regenerate(handle, 0, turn(secret), change()),
+        store.increment(handle, 0, "n", "1", change()),
+        store.delete(handle, 0),
     ):
         with pytest.raises(ConnectionLost):
             await call
-    assert 4 == len(spy.asked)
+    assert 5 == len(spy.asked)
 
 
 async def test_a_conflict_is_tried_again(new_store: MakeStore, database: str):
     """It changed nothing; and not for ever."""
     store = await new_store("connect", database)
-    session_id = await created(store)
+    handle = await created(store)
     spy = spy_on(store)
     left = 3
 
@@ -424,12 +432,12 @@ async def test_a_conflict_is_tried_again(new_store: MakeStore, database: str):
         return raising(WriteConflict()) if left >= 0 else None
 
     spy.answer = answer
-    assert await store.save(session_id, change({"n": 1})) is not None
-    assert {"n": 1} == await data_of(store, session_id)
+    assert await store.save(handle, 0, change({"n": 1})) is not None
+    assert {"n": 1} == await data_of(store, handle)
 
     left = 1000
     with pytest.raises(WriteConflict):
-        await store.save(session_id, change({"n": 2}))
+        await store.save(handle, 0, change({"n": 2}))
 
 
 async def test_killed_while_idle_costs_nobody_anything(
@@ -445,18 +453,18 @@ async def test_killed_while_idle_costs_nobody_anything(
         )
         assert not [r for r in results if isinstance(r, Exception)]
         for each in ids:
-            assert await store.save(each, change({"n": 1})) is not None
+            assert await store.save(each, 0, change({"n": 1})) is not None
 
 
 async def test_a_standby_is_left_as_soon_as_it_says_so(
     store: PostgresSessionStore, database: str
 ):
     """25006: read-only, as an old primary is; then new connections are tried."""
-    session_id = await created(store)
+    handle = await created(store)
     name = urlsplit(database).path[1:]
     run(database, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     kill_connections(database)
-    await store.load(session_id)
+    await store.load(handle)
     run(
         urlsplit(database)._replace(path="/postgres").geturl(),
         f'ALTER DATABASE "{name}" RESET default_transaction_read_only',
@@ -465,34 +473,12 @@ async def test_a_standby_is_left_as_soon_as_it_says_so(
     failures = 0
     for n in range(20):
         try:
-            await store.save(session_id, change({"n": n}))
+            await store.save(handle, 0, change({"n": n}))
         except ConnectionLost:
             failures += 1
             await asyncio.sleep(0.05)
     assert 1 <= failures <= 6
-    assert {"n": 19} == await data_of(store, session_id)
-
-
-async def test_the_store_says_once_that_it_is_away_and_once_that_it_is_back(
-    database: str, caplog: pytest.LogCaptureFixture
-):
-    """Not once per request."""
-    caplog.set_level(logging.INFO, logger="tornado_compas_session")
-    store = await make_store("connect", database)
-    session_id = await created(store)
-    spy = spy_on(store)
-    spy.answer = lambda name: raising(StoreUnavailable())
-    for _ in range(20):
-        with pytest.raises(StoreUnavailable):
-            await store.load(session_id)
-    spy.answer = lambda name: None
-    for _ in range(20):
-        await store.load(session_id)
-    lines = [r.getMessage() for r in caplog.records if "store" in r.getMessage()]
-    assert 1 == sum("away" in line for line in lines)
-    assert 1 == sum("back" in line for line in lines)
-    assert 2 == len(lines)
-    await store.close()
+    assert {"n": 19} == await data_of(store, handle)
 
 
 # -- cancellation ----------------------------------------------------------------------
@@ -512,11 +498,11 @@ async def test_cancelled_callers_cost_no_connection(
             found = await data_of(store, each)
             assert str(n % 30) == found["mark"]
         elif kind == 1:
-            await store.save(each, change({"n": n}))
+            await store.save(each, 0, change({"n": n}))
         elif kind == 2:
             await store.sessions_of(n)
         else:
-            async with store.lock(each, 5) as locked:
+            async with store.lock(each, 0, 5) as locked:
                 assert locked is not None
                 assert f'"{n % 30}"' in locked.record.data
                 await locked.save(change({"n": n}))
@@ -537,47 +523,17 @@ async def test_cancelled_callers_cost_no_connection(
             "SELECT state, count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
             " AND datname = current_database() GROUP BY state",
         )
-        if {state for state, _ in open_} <= {"idle"} and not store._abandoned:
+        if {state for state, _ in open_} <= {"idle"} and not store._database._abandoned:
             break
         await asyncio.sleep(0.1)
     assert {state for state, _ in open_} <= {"idle"}
     assert sum(count for _, count in open_) <= 4
     # As many at once as there are connections: none of them is lost.
-    inside: list[str] = []
+    inside = asyncio.Barrier(4)
 
-    async def hold(each: str) -> None:
-        async with store.lock(each, 10):
-            inside.append(each)
-            while len(inside) < 4:
-                await asyncio.sleep(0.01)
+    async def meet() -> None:
+        async with store._database.pool.transaction(timeout=20):
+            await inside.wait()
 
     async with asyncio.timeout(20):
-        await asyncio.gather(*[hold(each) for each in ids[:4]])
-
-
-# -- partitions ------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-async def test_rows_move_between_partitions_without_an_error(
-    driver: str, database: str, new_store: MakeStore
-):
-    """A row that is met on its way to another partition is looked for again."""
-    partition(database)
-    store = await new_store(driver, database)
-    other = await new_store("connect", database)
-    session_id = await created(store, {"n": 0})
-    written = 0
-    for n in range(15):
-        new = new_id()
-        results = await asyncio.gather(
-            store.regenerate(session_id, new, change(), 30),
-            *[other.save(session_id, change({f"{n}.{m}": m})) for m in range(3)],
-            *[store.save(session_id, change({f"{n}.{m}": m})) for m in range(3, 6)],
-        )
-        assert None not in results
-        written += 6
-        session_id = new
-        async with other.lock(session_id, 5) as locked:
-            assert locked is not None
-    assert 1 + written == len(await data_of(store, session_id))
+        await asyncio.gather(*[meet() for _ in range(4)])
