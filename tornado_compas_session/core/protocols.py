@@ -50,9 +50,10 @@ class Pool(Protocol):
     JSON crosses as text and times as seconds, because drivers disagree about both.
     No driver exception leaves an adapter: it raises `StoreUnavailable` (no connection,
     connection lost, time limit, server shutting down or read-only), `SchemaMissing`
-    (no such table or column), or `StoreError`. A cancelled call gives its connection
-    back, clean. After an error in `fetch` the statement may or may not have happened;
-    it never happens later.
+    (no such table or column), `UnstorableText` (what the database's encoding has no
+    place for), or `StoreError`. A cancelled call gives its connection back, clean.
+    After an error in `fetch` the statement may or may not have happened; it never
+    happens later.
 
     A time limit is in seconds, in all; None is the pool's own. When it is over, the
     statement is cancelled on the server, and the call raises `StoreUnavailable` once
