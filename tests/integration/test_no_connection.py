@@ -42,6 +42,7 @@ from tornado_compas_session.tools.doctor import diagnose
 MakePool = Callable[..., Awaitable[Pool]]
 
 ONE = compile_statement("one", "SELECT 1")
+SLEEP = compile_statement("sleep", "SELECT pg_sleep(5)::text")
 SECRET = "s3cret"
 
 
@@ -337,6 +338,9 @@ async def test_a_certificate_that_is_not_trusted_is_named(
 ):
     """What failed, which host, and the file that it was checked against."""
     with_the_right_one = await make_pool(secure.dsn("localhost", "right.pem"))
+    assert await with_the_right_one.fetch(ONE, timeout=5)
+    with pytest.raises(StoreUnavailable, match="did not answer in time"):
+        await with_the_right_one.fetch(SLEEP, timeout=0.2)  # cancelled, through TLS
     assert await with_the_right_one.fetch(ONE, timeout=5)
 
     other = await make_pool(secure.dsn("localhost", "other.pem"))
