@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tornado.escape import json_encode
 
 from tests.factories import make_manager, make_record, make_session
 from tornado_compas_session import (
@@ -13,7 +16,6 @@ from tornado_compas_session import (
     SessionDataError,
 )
 from tornado_compas_session.core.jsondata import encode
-from tornado_compas_session.core.types import Saved
 
 STORED = '{"a":1,"b":{"c":[1,2]},"d":"x","user_id":7}'
 
@@ -22,15 +24,17 @@ def stored(data=STORED, **options):
     return make_session(data, **options)
 
 
+def difference(session):
+    return session.ledger.difference(session)
+
+
 def written(session):
-    change = session.change()
+    change = difference(session)
     return dict(change.changed), set(change.removed)
 
 
 def saved(session, change):
-    session.committed(
-        Saved("b" * 24, 1000.0, 2000.0, 1000.0), change, session._replaced
-    )
+    session.ledger.written(change, session["user_id"] if "user_id" in session else None)
 
 
 # -- what changed ----------------------------------------------------------------------
@@ -38,7 +42,9 @@ def saved(session, change):
 
 def test_untouched_costs_nothing():
     """A session that nobody touched is not even decoded."""
-    session = Session(make_manager(), make_record("this is no JSON"))
+    record = make_record("this is no JSON")
+    session = Session(make_manager(), record)
+    session.life.found(record, record.secret_hash)
 
     assert not session.modified
     assert ({}, set()) == written(session)
@@ -91,6 +97,17 @@ def test_setting_the_same_value_is_no_change():
         lambda s: next(v for v in s.values() if isinstance(v, dict)).popitem(),
         lambda s: dict(s)["b"].update(y=2),
         lambda s: s.setdefault("b", {}).update(z=3),
+        lambda s: next(v for k, v in s.items() if k == "b").update(x=1),
+        lambda s: {**s}["b"].update(x=1),
+        lambda s: (s | {"z": 1})["b"].update(x=1),
+        lambda s: ({"z": 1} | s)["b"].update(x=1),
+        lambda s: s.copy()["b"].update(x=1),
+        lambda s: copy.copy(s)["b"].update(x=1),
+        lambda s: (lambda b, **rest: b.update(x=1))(**s),
+        lambda s: s.typed(dict)["b"].update(x=1),
+        lambda s: [s[key] for key in reversed(s)][2].update(x=1),
+        lambda s: list(s.values())[1]["c"].reverse(),
+        lambda s: s.update(b=json.loads(json.dumps(s))["b"] | {"x": 1}),
     ],
 )
 def test_nested_changes_are_noticed(edit):
@@ -99,7 +116,7 @@ def test_nested_changes_are_noticed(edit):
     edit(session)
 
     assert session.modified
-    assert {"b"} == set(session.change().changed)
+    assert {"b"} == set(written(session)[0])
 
 
 def test_one_and_true_differ():
@@ -125,9 +142,9 @@ def test_replacing_writes_exactly_the_new_content():
     session = stored()
     session.replace({"x": [1]})
     session["y"] = 2
-    change = session.change()
+    change = difference(session)
 
-    assert change.replace
+    assert change.exact is not None
     assert {"x": "[1]", "y": "2"} == dict(change.changed)
     assert {"x": [1], "y": 2} == dict(session)
 
@@ -171,7 +188,7 @@ def test_a_wrong_value_counts_as_modified():
 
     assert session.modified
     with pytest.raises(SessionDataError, match="cannot keep a: a set is not JSON"):
-        session.change()
+        difference(session)
 
 
 def test_a_missing_key():
@@ -191,7 +208,7 @@ def test_after_a_save_only_later_changes_are_written():
     inner = session["b"]["c"]
     session["a"] = 2
     inner.append(3)
-    saved(session, session.change())
+    saved(session, difference(session))
     assert not session.modified
 
     inner.append(4)
@@ -206,7 +223,7 @@ def test_a_key_from_before_a_replacement_is_written_anew():
     session = stored()
     session["d"] = "y"
     session.replace({"a": 1})
-    saved(session, session.change())
+    saved(session, difference(session))
     session["d"] = "x"
 
     assert ({"d": '"x"'}, set()) == written(session)
@@ -216,7 +233,7 @@ def test_a_change_during_a_save_stays_a_change():
     """It is written by the next one."""
     session = stored()
     session["a"] = 2
-    change = session.change()
+    change = difference(session)
     session["a"] = 3
     saved(session, change)
 
@@ -227,12 +244,12 @@ def test_a_replacement_during_a_save_stays_one():
     """The content that came later is still to be written."""
     session = stored()
     session.replace({"a": 2})
-    change, mark = session.change(), session._replaced
+    change = difference(session)
     session.replace({"z": 1})
-    session.committed(Saved("b" * 24, 0.0, 1.0, 0.0), change, mark)
+    saved(session, change)
 
-    assert session.change().replace
-    assert {"z": "1"} == dict(session.change().changed)
+    assert difference(session).exact is not None
+    assert {"z": "1"} == dict(difference(session).changed)
 
 
 # -- identity --------------------------------------------------------------------------
@@ -253,8 +270,7 @@ def test_new_and_live():
     assert datetime.fromtimestamp(1000, UTC) == live.created_at
     assert live.expires is not None
     assert live.expires - live.created_at == timedelta(days=6)
-    assert live.handle is not None
-    assert "a" * 24 not in live.handle
+    assert "a" * 12 == live.handle
     assert not new.modified
 
 
@@ -268,14 +284,14 @@ def test_an_empty_new_session_is_nothing_to_save():
 
 
 def test_destroying_empties_at_once():
-    """The mapping is empty and new; the id is remembered for the end."""
+    """The mapping is empty and new; the row is remembered for the end."""
     session = stored()
     session.destroy()
 
     assert session.is_new
     assert {} == dict(session)
     assert session.modified
-    assert ("a" * 24,) == session._doomed
+    assert "a" * 12 == session.life.doomed.handle
 
 
 def test_destroying_nothing_is_nothing():
@@ -284,7 +300,7 @@ def test_destroying_nothing_is_nothing():
     session.destroy()
 
     assert not session.modified
-    assert () == session._doomed
+    assert session.life.doomed is None
 
 
 def test_destroying_and_starting_anew():
@@ -294,18 +310,22 @@ def test_destroying_and_starting_anew():
     session["fresh"] = True
 
     assert session.is_new
-    assert ("a" * 24,) == session._doomed
+    assert "a" * 12 == session.life.doomed.handle
     assert {"fresh": True} == dict(session)
 
 
-def test_clearing_a_live_session_asks_for_a_new_id():
-    """A known id never leads to what is written next (LC-4)."""
+def test_clearing_writes_that_nothing_is_left():
+    """
+    `clear()` empties the row. Changed: it asks for a new id only where somebody was
+    signed in, who is so no more; that is the commit's to see (test_commit.py).
+    """
     session = stored()
     session.clear()
 
-    assert session._regenerate
     assert {} == dict(session)
-    assert session.change().replace
+    assert session.modified
+    assert not session.life.regenerating
+    assert difference(session).exact is not None
 
 
 def test_regenerating_a_new_one_is_nothing():
@@ -316,25 +336,101 @@ def test_regenerating_a_new_one_is_nothing():
     assert not session.modified
 
 
-def test_sealed_sessions_refuse_what_needs_a_cookie():
-    """Once the headers have left: no new session, no new id; data is free (T9)."""
+def test_what_needs_a_cookie_comes_before_the_headers():
+    """Once they have left: no new session, no new id; data is free (T9)."""
     new, live = make_session(), stored()
-    new._sealed = live._sealed = "the headers have left"
+    for session in (new, live):
+        session.life.headers_left("the headers have left")
     live["a"] = 5
-    live.destroy()
+    live.max_age = 60
+    del live["d"]
+    live.replace({"a": 6, "user_id": 7})
 
     with pytest.raises(ResponseAlreadySent):
         new["a"] = 1
     with pytest.raises(ResponseAlreadySent):
         new.replace({"a": 1})
     with pytest.raises(ResponseAlreadySent):
-        stored_and_sealed().regenerate()
+        live.regenerate()
+    live.destroy()
+    assert live.modified
 
 
-def stored_and_sealed():
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.__setitem__("user_id", 8),
+        lambda s: s.__setitem__("user_id", None),
+        lambda s: s.__delitem__("user_id"),
+        lambda s: s.pop("user_id"),
+        lambda s: s.update(user_id="8"),
+        lambda s: s.setdefault("a", s.replace({})),
+        lambda s: s.clear(),
+    ],
+)
+def test_who_the_visitor_is_cannot_change_after_the_headers(edit):
+    """It needs a new id, so it raises at the line that asks for it, and changes nothing."""
     session = stored()
-    session._sealed = "the headers have left"
-    return session
+    session.life.headers_left("the headers have left")
+    with pytest.raises(ResponseAlreadySent):
+        edit(session)
+
+    assert {"a": 1, "b": {"c": [1, 2]}, "d": "x", "user_id": 7} == session
+    assert not session.modified
+
+
+def test_the_same_user_is_no_other_one():
+    """7 and "7" are one user, so nothing is refused once the headers have left."""
+    session = stored()
+    session.life.headers_left("the headers have left")
+    session["user_id"] = "7"
+    session["user_id"] = 7
+    session.update(session)
+
+    assert not session.modified
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.__setitem__("a", 2),
+        lambda s: s.__delitem__("a"),
+        lambda s: s.pop("a"),
+        lambda s: s.popitem(),
+        lambda s: s.update(a=2),
+        lambda s: s.setdefault("new", 2),
+        lambda s: s.__ior__({"a": 2}),
+        lambda s: s.replace({"a": 2}),
+        lambda s: s.clear(),
+        lambda s: s.destroy(),
+        lambda s: s.regenerate(),
+        lambda s: setattr(s, "max_age", 60),
+        lambda s: setattr(s, "absolute_max_age", 60),
+    ],
+)
+def test_after_the_end_every_change_raises(edit):
+    """What comes after `finish()` would be lost, so it says so and changes nothing."""
+    session = stored()
+    before = dict(session)
+    session.life.finish("the response is finished")
+    with pytest.raises(ResponseAlreadySent, match="the response is finished"):
+        edit(session)
+
+    assert before == session
+    assert not session.modified
+
+
+def test_reading_is_free_after_the_end():
+    """And so is ending what does not exist."""
+    session, new = stored(), make_session()
+    for one in (session, new):
+        one.life.finish("the response is finished")
+    new.destroy()
+
+    assert 1 == session["a"]
+    assert 7 == session.get("user_id")
+    assert session.setdefault("a", 5) == 1
+    assert {} == new
 
 
 # -- lifetimes -------------------------------------------------------------------------
@@ -365,8 +461,7 @@ def test_own_lifetime(value, shown, kept):
 
     assert shown == session.max_age
     assert session.modified
-    change = session.change()
-    assert (True, kept) == (change.own, change.own_idle)
+    assert (True, kept) == (session.own_set, session.own_idle)
 
 
 def test_own_lifetime_can_leave_the_browser_session():
@@ -406,6 +501,7 @@ def test_freshness_by_the_stores_clock():
     """A recent sign-in, as the store's clock has it (LC-13)."""
     record = make_record(now=1000.0, authenticated=940.0)
     session = Session(make_manager(), record)
+    session.life.found(record, record.secret_hash)
 
     assert session.is_fresh(60)
     assert session.is_fresh(timedelta(minutes=1))
@@ -464,7 +560,7 @@ def test_who_the_visitor_is_may_have_changed(edit):
             told.append(True)
 
     session, handler = stored(), Handler()
-    session._handler = lambda: handler
+    session.bind(lambda: handler)
     edit(session)
 
     assert told
@@ -485,4 +581,181 @@ def test_the_size_of_a_new_session_is_exact(edit):
     session = make_session()
     edit(session)
 
-    assert len(encode(dict(session)).encode()) == session.size(session.change())
+    size = session.ledger.size(difference(session))
+
+    assert len(encode(dict(session)).encode()) == size
+
+
+# -- as a dict -------------------------------------------------------------------------
+
+
+PLAIN = json.loads(STORED)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m: m | {"a": 2, "z": 1},
+        lambda m: {"a": 2, "z": 1} | m,
+        lambda m: m | m,
+        lambda m: m.copy(),
+        copy.copy,
+        copy.deepcopy,
+        lambda m: list(reversed(m)),
+        list,
+        lambda m: list(m.items()),
+        lambda m: list(m.values()),
+        lambda m: {**m},
+        lambda m: dict(**m),
+        dict,
+        json.dumps,
+        lambda m: json.dumps(m, sort_keys=True, indent=1),
+        json_encode,
+        lambda m: m.get("a"),
+        lambda m: m.get("z", 5),
+        lambda m: "a" in m,
+        lambda m: m.keys() & {"a", "z"},
+        lambda m: ("a", 1) in m.items(),
+        lambda m: isinstance(m, dict),
+        bool,
+        len,
+        lambda m: m == PLAIN,
+        lambda m: PLAIN == m,
+        lambda m: m != PLAIN,
+        lambda m: encode(m),
+    ],
+)
+def test_it_reads_as_a_dict_does(use):
+    """Whatever code takes a dict takes a session, gets the same, and changes nothing."""
+    session = stored()
+
+    assert use(dict(PLAIN)) == use(session)
+    assert type(use(dict(PLAIN))) is type(use(session))
+    assert not session.modified
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update({"a": 2}, z=3),
+        lambda m: m.update([("a", 2)]),
+        lambda m: m.__ior__({"a": 2, "z": 3}),
+        lambda m: m.__ior__([("a", 2)]),
+        lambda m: m.pop("a"),
+        lambda m: m.pop("z", None),
+        lambda m: m.popitem() and None,
+        lambda m: m.setdefault("z", []).append(1),
+        lambda m: m.setdefault("a", 9),
+        lambda m: m.clear(),
+    ],
+)
+def test_it_changes_as_a_dict_does(edit):
+    """And what a dict would hold then is what is written."""
+    plain, session = dict(PLAIN), stored()
+    edit(plain)
+    edit(session)
+    row = {**PLAIN}
+    change = difference(session)
+    if change.exact is not None:
+        row.clear()
+    for key in change.removed:
+        del row[key]
+    row.update({key: json.loads(text) for key, text in change.changed.items()})
+
+    # `popitem` takes the first one: any will do, as long as it is the same here.
+    assert dict(session) == row
+    assert len(plain) == len(session)
+
+
+def test_in_place_or_keeps_the_session():
+    """`self.session |= {…}` would otherwise replace its whole content."""
+    session = before = stored()
+    session |= {"z": 1}
+
+    assert session is before
+    assert ({"z": "1"}, set()) == written(session)
+
+
+def test_or_with_what_is_no_mapping():
+    """A TypeError, as with dicts."""
+    with pytest.raises(TypeError):
+        stored() | [("a", 1)]
+    with pytest.raises(TypeError):
+        [("a", 1)] | stored()
+
+
+def test_a_deep_copy_is_free():
+    """Nobody edits the session with it."""
+    session = stored()
+    copy.deepcopy(session)["b"]["c"].append(3)
+
+    assert [1, 2] == session["b"]["c"]
+    assert not session.modified
+
+
+def test_json_of_a_session_nobody_touched():
+    """Encoding is often the first that happens to it."""
+    record = make_record(STORED)
+    session = Session(make_manager(), record)
+    session.life.found(record, record.secret_hash)
+
+    assert json.loads(STORED) == json.loads(json_encode(session.open()))
+
+
+# -- who the visitor is ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 1e22, 7.0, [7], {"id": 7}, "", "x" * 256, "x" * 3000, 2**63, b"7"],
+)
+def test_a_user_that_could_not_be_found_is_refused(value):
+    """
+    What prints in two ways would be listed and revoked under one and kept under the
+    other; what is too long would be a 503 for ever. At the line that sets it.
+    """
+    for edit in (
+        lambda s: s.__setitem__("user_id", value),
+        lambda s: s.update(user_id=value),
+        lambda s: s.replace({"user_id": value}),
+    ):
+        session = stored()
+        with pytest.raises(SessionDataError, match="user_id"):
+            edit(session)
+        assert 7 == session["user_id"]
+        assert not session.modified
+        new = make_session()
+        with pytest.raises(SessionDataError, match="user_id"):
+            edit(new)
+        assert {} == new
+
+
+@pytest.mark.parametrize(
+    ("value", "user"),
+    [
+        ("7", "7"),
+        (7, "7"),
+        (-(2**63), str(-(2**63))),
+        (2**63 - 1, str(2**63 - 1)),
+        ("x" * 255, "x" * 255),
+        ("ü€😀", "ü€😀"),
+        (None, None),
+    ],
+)
+def test_a_user_is_a_text_or_an_integer(value, user):
+    """An int and its text are one user; None is nobody."""
+    session = make_session()
+    session["user_id"] = value
+
+    assert user == session.user
+
+
+def test_a_user_that_somebody_else_wrote_is_nobody():
+    """A row that holds what could not be set here neither breaks reading nor changing."""
+    session = stored('{"user_id":true,"a":1}')
+
+    assert session.user is None
+    session["a"] = 2
+    assert ({"a": "2"}, set()) == written(session)
+    session["user_id"] = 7
+    assert "7" == session.user

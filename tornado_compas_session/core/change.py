@@ -137,17 +137,17 @@ class Ledger:
 
     def size(self, difference: Difference) -> int:
         """The bytes that the row's JSON will have, once the difference is merged."""
-        total = 2 if difference.exact is not None else self.stored
-        if difference.exact is None:
+        # As if a comma followed each entry: one brace less, and a "{}" has none.
+        total = 1
+        if difference.exact is None and self.stored > 2:
+            total = self.stored
             for key in (*difference.changed, *difference.removed):
                 before = self._known.get(key)
                 if before is not None:
                     total -= _entry_size(key, before)
-        first = total <= 2
         for key, text in difference.changed.items():
             total += _entry_size(key, text)
-        # The first entry of an empty object needs no comma.
-        return total - 1 if first and difference.changed else total
+        return max(total, 2)
 
     @property
     def stored(self) -> int:

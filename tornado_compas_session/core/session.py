@@ -80,7 +80,6 @@ class Session(_Dict):
         "_handler",
         "_keeper",
         "_opened",
-        "_own",
         "block_error",
         "busy_task",
         "client",
