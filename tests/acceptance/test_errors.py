@@ -187,7 +187,7 @@ async def test_a_crash_after_a_regeneration_does_not_log_out(url, store):
     assert 500 == response.code
     assert old != browser.jar.get()
     [row] = store._rows.values()
-    row.previous_until = 0.0  # the grace is over
+    row.former_hash = None  # the grace is over
     assert {"changed": True} == await data_of(browser)
 
 
@@ -231,12 +231,14 @@ async def test_a_handler_can_deal_with_it(url):
 
 
 async def test_who_only_read_is_not_told(url, store):
-    """The page was right when it was made, and the cookie is cleared."""
+    """The page was right when it was made; the next one finds the cookie dead."""
     browser = await live(url)
     response = await browser.get("/gone_but_only_read")
 
     assert 200 == response.code
     assert 0 == len(store)
+    assert browser.jar.get() is not None
+    await data_of(browser)
     assert browser.jar.get() is None
 
 

@@ -348,7 +348,8 @@ async def test_what_needs_a_cookie_is_refused_after_the_headers(url):
     await browser.get("/too_late")
 
     assert 3 == first
-    assert 2 == len(SEEN) - first  # data of a known session may still change
+    # Data of a known session may still change, and be emptied: nobody is signed in.
+    assert 1 == len(SEEN) - first
 
 
 async def test_destroying_after_the_headers_deletes_the_row(url, store):
@@ -539,7 +540,8 @@ async def test_on_finish_may_be_overridden(url, store, prefix, failing):
 
     assert (503 if failing else 200) == response.code
     assert (0 if failing else 1) == len(store)
-    assert [("finished", 200)] == SEEN
+    # It hears what the client has got.
+    assert [("finished", 503 if failing else 200)] == SEEN
 
 
 async def test_pipelined_requests_are_answered_in_order(url, store):
@@ -554,15 +556,15 @@ async def test_pipelined_requests_are_answered_in_order(url, store):
     assert 10 == await read_n(browser)
 
 
-async def test_an_error_line_follows_a_200_in_the_access_log(url, store, caplog):
-    """When the save fails, a line says so with the method and the path."""
+async def test_trouble_is_one_line_and_not_one_for_each_request(url, store, caplog):
+    """When saves begin to fail, a line says so; the access log has the 503s."""
     store.failing = "create"
 
-    assert 503 == (await Browser(url).post("/long")).code
+    for _ in range(5):
+        assert 503 == (await Browser(url).post("/long")).code
 
-    [record] = [r for r in caplog.records if "could not be saved" in r.getMessage()]
-    assert logging.ERROR == record.levelno
-    assert record.getMessage().startswith("POST /long: the session could not be saved")
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage().startswith("the session store is in trouble: writes")
 
 
 async def test_the_hold_is_limited_by_the_timeout(io_loop, store):

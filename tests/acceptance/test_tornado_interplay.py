@@ -213,10 +213,22 @@ async def test_a_default_handler_has_a_session(url):
         assert (404, {"lost": times}) == (response.code, await told(response))
 
 
-def test_static_files_are_refused():
-    """When the class is made, with the reason (T21)."""
-    with pytest.raises(TypeError, match="files that caches keep for ten years"):
-        type("Files", (SessionMixin, StaticFileHandler), {})
+class Files(SessionMixin, StaticFileHandler):
+    def set_extra_headers(self, path):
+        self.session["downloads"] = 1
+
+
+async def test_static_files_send_no_session_cookie(store, io_loop, tmp_path, caplog):
+    """Caches keep them for ten years (T21); a line tells why nothing was saved."""
+    (tmp_path / "file.txt").write_text("here")
+    app = make_app([("/(.*)", Files, {"path": str(tmp_path)})], store)
+    with serve(app) as url:
+        response = await Browser(url).get("/file.txt?v=1")
+
+    assert (200, b"here") == (response.code, response.body)
+    assert [] == set_cookies(response, None)
+    assert 0 == len(store)
+    assert "a StaticFileHandler sends no session cookie" in caplog.text
 
 
 def test_the_mixin_comes_first():
@@ -230,7 +242,7 @@ async def test_a_forgotten_super_is_named(url, caplog):
     response = await Browser(url).get("/forgets")
 
     assert 500 == response.code
-    assert "SessionNotLoaded: Forgets: The session was not loaded" in caplog.text
+    assert "SessionNotLoaded: Forgets: the session was not loaded" in caplog.text
     assert "await super().prepare()" in caplog.text
 
 

@@ -131,7 +131,7 @@ async def test_the_session_is_there_from_the_handshake_on(url, store):
     socket = await connect(browser)
 
     assert {"n": 0} == await ask(socket, "read")
-    assert 1 == len([h for h in socket.headers.get_list("Set-Cookie")])
+    assert [] == socket.headers.get_list("Set-Cookie")
     store.gate.set()
     socket.close()
 
@@ -311,5 +311,5 @@ async def test_the_record_follows_the_session(url):
     socket = await connect(browser)
     await ask(socket, "add")
 
-    assert isinstance(handlers[0].session._record, SessionRecord)
+    assert isinstance(handlers[0].session.life.record, SessionRecord)
     socket.close()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from tornado_compas_session.core.deadlines import Deadlines
+from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.exceptions import (
     SessionError,
     StoreError,
@@ -17,10 +18,18 @@ T = TypeVar("T")
 
 
 class Guard:
-    """Stands before the store, so that no trouble can pass for an anonymous visitor."""
+    """
+    Stands before the store: no call takes longer than `timeout` seconds, and no trouble
+    can pass for an anonymous visitor.
 
-    def __init__(self, timeout: float) -> None:
+    `trouble` is the store's own, where it has one: then it has told already what it
+    raised itself.
+    """
+
+    def __init__(self, timeout: float, trouble: Trouble | None = None) -> None:
         self.timeout = timeout
+        self._tells = trouble is None
+        self._trouble = Trouble() if trouble is None else trouble
         self._deadlines = Deadlines(timeout)
 
     @property
@@ -28,26 +37,34 @@ class Guard:
         """The loop's time by which a call that begins now is over."""
         return asyncio.get_running_loop().time() + self.timeout
 
-    async def __call__(self, work: Awaitable[T]) -> T:
-        """Awaits the store within the time limit; raises nothing but ours."""
+    async def __call__(self, work: Awaitable[T], kind: str = "writes") -> T:
+        """Awaits the store; raises nothing but what is ours."""
         try:
-            return await self._deadlines.run(work)
+            result = await self._deadlines.run(work)
+        except StoreError as error:
+            if self._tells:
+                self._trouble.failed(kind, error)
+            raise
         except SessionError:
             raise
         except TimeoutError as error:
-            raise StoreUnavailable(
-                f"the session store did not answer within {self.timeout:g} seconds"
-            ) from error
+            late = f"the session store did not answer within {self.timeout:g} seconds"
+            raise self._met(kind, StoreUnavailable(late)) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # A driver's, whose other caller left. It would hang the connection on
             # Tornado 6.5, and is no reason to treat the visitor as anonymous.
-            raise StoreUnavailable(
-                "the call of the session store was cancelled"
-            ) from None
+            cancelled = "the call of the session store was cancelled"
+            raise self._met(kind, StoreUnavailable(cancelled)) from None
         except Exception as error:
-            raise StoreError(
-                f"the session store failed: {type(error).__name__}"
-            ) from error
+            failed = f"the session store failed: {type(error).__name__}"
+            raise self._met(kind, StoreError(failed)) from error
+        if self._tells and self._trouble.now is not None:
+            self._trouble.worked(kind)
+        return result
+
+    def _met(self, kind: str, error: StoreError) -> StoreError:
+        self._trouble.failed(kind, error)
+        return error

@@ -72,7 +72,7 @@ class SessionManager:
         self.keys = keys
         self.store = store
         self.lifetimes = Lifetimes(options)
-        self._guard = Guard(options.timeout)
+        self._guard = Guard(options.timeout, getattr(store, "trouble", None))
         self._door = Doorkeeper(options, on_reuse)
         self._departures = Departures(options, self.lifetimes)
         self._committer = Committer(
@@ -120,9 +120,9 @@ class SessionManager:
         return session
 
     async def _load(self, handle: str) -> SessionRecord | None:
-        record = await self._guard(
-            self.store.load(handle, deadline=self._guard.deadline)
-        )
+        guard = self._guard
+        work = self.store.load(handle, deadline=guard.deadline)
+        record = await guard(work, "reads")
         if record is not None and self.lifetimes.is_over(record):
             return None
         return record
@@ -279,7 +279,8 @@ class SessionManager:
         """The user's live sessions; see `Session.devices`."""
         user = self._user(session)
         store = self._user_sessions("devices()")
-        return await self._guard(store.sessions_of(user, current=session.handle))
+        work = store.sessions_of(user, current=session.handle)
+        return await self._guard(work, "reads")
 
     def _user(self, session: Session) -> str:
         if session.user is None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tornado_compas_session.core.jsondata import add_numbers
 from tornado_compas_session.core.protocols import Connection, Row
+from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.core.types import (
     Identity,
     Incremented,
@@ -45,7 +46,6 @@ from tornado_compas_session.stores.rows import (
     record_of,
     saved_of,
 )
-from tornado_compas_session.stores.trouble import Trouble
 from tornado_compas_session.stores.users import PostgresUserSessions
 
 logger = logging.getLogger("tornado_compas_session")
@@ -114,9 +114,10 @@ class PostgresSessionStore(PostgresUserSessions):
             self._sum_batch, join=_added, **limits
         )
         self._rows = RowQueue(max(1, database.size // 2))
-        self._trouble = Trouble()
-        self._reads = self._trouble.watch("reads")
-        self._writes = self._trouble.watch("writes")
+        #: Knows what ails the database, and logs its beginning and its end.
+        self.trouble = Trouble()
+        self._reads = self.trouble.watch("reads")
+        self._writes = self.trouble.watch("writes")
 
     @classmethod
     async def connect(
@@ -151,7 +152,7 @@ class PostgresSessionStore(PostgresUserSessions):
     @property
     def problem(self) -> StoreError | None:
         """What ails the database, until it answers again; `/_health` logs it."""
-        return self._trouble.now
+        return self.trouble.now
 
     # ── SessionStore ─────────────────────────────────────────────────────────────
 

@@ -75,7 +75,7 @@ class HeldConnection(HTTPConnection):
             self._expected = int(headers["Content-Length"])
         self._count(chunk)
         if bodiless or (chunk is not None and self._expected == 0):
-            self._end_comes()
+            self.end_comes()
         if not self.holding and self.failed is None:
             self._headers_leave()
         return self._keep(
@@ -86,14 +86,14 @@ class HeldConnection(HTTPConnection):
         """Keeps or sends a part of the body."""
         self._count(chunk)
         if chunk and self._expected == 0:
-            self._end_comes()
+            self.end_comes()
         return self._keep(lambda: self.connection.write(chunk))
 
     def finish(self) -> None:
         """Keeps or sends the end of the response."""
         if self._expected:
             self._let_through()
-        self._end_comes()
+        self.end_comes()
         if self.holding:
             self._kept.append((self.connection.finish, None))
         elif self.failed is None:
@@ -140,7 +140,8 @@ class HeldConnection(HTTPConnection):
         if on_decided is not None:
             on_decided()
 
-    def _end_comes(self) -> None:
+    def end_comes(self) -> None:
+        """What follows ends the response; from here on it may have to wait."""
         if not (self.holding or self.broken) and self.failed is None:
             ask = self._before_end
             self.holding = ask is not None and ask()

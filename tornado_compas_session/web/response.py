@@ -73,10 +73,12 @@ class HeldResponseMixin(RequestHandler):
         if held is not None and held.failed is not None and not self._finished:
             raise held.failed
         if not self._headers_written:
+            if isinstance(self._session_error, StoreError):
+                self.set_header("Retry-After", _RETRY_AFTER)
             if session is not None:
                 self._session_before_headers(session, final=include_footers)
-            elif isinstance(self._session_error, StoreError):
-                self.set_header("Retry-After", _RETRY_AFTER)
+        elif include_footers and held is not None and held.failed is None:
+            held.end_comes()
         future = super().flush(include_footers)
         held = self._session_held
         if held is not None and held.holding and session is not None and session.locked:
@@ -165,14 +167,14 @@ class HeldResponseMixin(RequestHandler):
     def _session_before_headers(self, session: Session, *, final: bool) -> None:
         """Decides, before the headers are built, whether the response must wait."""
         life, headers = session.life, self._headers
+        if self._status_code == 101:
+            self._session_headers_leave(headers)
+            life.headers_left("the handshake of the WebSocket is over")
+            return
         if final and life.blank and session.untouched:
             if session.used:
                 keep_private(headers)
                 vary(headers)
-            return
-        if self._status_code == 101:
-            self._session_headers_leave(headers)
-            life.headers_left("the handshake of the WebSocket is over")
             return
         if self._session_discard or self._status_code >= 500:
             self._session_discard = True
