@@ -161,7 +161,7 @@ def test_nothing_touched_is_nothing():
 
 
 def test_a_key_added_while_a_replacement_is_being_saved():
-    """It is no part of what was written, so it is still to come; and so is a removal."""
+    """It was no part of what was written, so it is to come; and so is a removal."""
     world = World({"a": 1})
     world.replace({"b": 1, "c": 1})
     world.begin()

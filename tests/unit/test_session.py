@@ -34,7 +34,7 @@ def written(session):
 
 
 def saved(session, change):
-    session.ledger.written(change, session["user_id"] if "user_id" in session else None)
+    session.ledger.written(change, session.get("user_id"))
 
 
 # -- what changed ----------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_what_needs_a_cookie_comes_before_the_headers():
     ],
 )
 def test_who_the_visitor_is_cannot_change_after_the_headers(edit):
-    """It needs a new id, so it raises at the line that asks for it, and changes nothing."""
+    """It needs a new id: the line that asks for it raises, and changes nothing."""
     session = stored()
     session.life.headers_left("the headers have left")
     with pytest.raises(ResponseAlreadySent):
@@ -626,7 +626,7 @@ PLAIN = json.loads(STORED)
     ],
 )
 def test_it_reads_as_a_dict_does(use):
-    """Whatever code takes a dict takes a session, gets the same, and changes nothing."""
+    """Code that takes a dict takes a session, gets the same, and changes nothing."""
     session = stored()
 
     assert use(dict(PLAIN)) == use(session)
@@ -751,7 +751,7 @@ def test_a_user_is_a_text_or_an_integer(value, user):
 
 
 def test_a_user_that_somebody_else_wrote_is_nobody():
-    """A row that holds what could not be set here neither breaks reading nor changing."""
+    """A row that holds what cannot be set here breaks neither reading nor changing."""
     session = stored('{"user_id":true,"a":1}')
 
     assert session.user is None

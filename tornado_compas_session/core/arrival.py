@@ -245,11 +245,8 @@ async def _for_a_while(work: Awaitable[object], seconds: float) -> None:
     task = asyncio.ensure_future(work)
     _under_way.add(task)
     task.add_done_callback(_under_way.discard)
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    if done:
-        task.result()
-    else:
-        task.add_done_callback(_log_failure)
+    task.add_done_callback(_log_failure)
+    await asyncio.wait({task}, timeout=seconds)
 
 
 def _log_failure(task: asyncio.Future[object]) -> None:

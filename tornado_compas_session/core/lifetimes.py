@@ -18,8 +18,8 @@ class Lifetimes:
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
         self._idle = options.idle
-        #: Over so many seconds left, no session is due unless its own idle lifetime is
-        #: longer: all else only shortens them.
+        #: With so many seconds left, and no more than `_idle`, none is due that has no
+        #: idle lifetime of its own: all else only shortens them.
         self._recent = self._idle - self._slack(self._idle)
 
     def of(self, session: Session) -> tuple[int, int | None]:
@@ -68,13 +68,15 @@ class Lifetimes:
         if record is None or self.options.renew is None or session.life.renewed:
             return False
         remaining = record.expires - record.now
-        if remaining > self._recent and session.own_idle is None:
+        if self._recent < remaining <= self._idle and session.own_idle is None:
             return False  # as with most requests
         idle, absolute = self.of(session)
         full: float = idle
         if absolute is not None:
             full = min(full, record.created + absolute - record.now)
-        return remaining <= full - self._slack(idle)
+        # More than that is left of a longer one, from before the options were changed:
+        # its last use is to be known, as it ends so long after that.
+        return remaining <= full - self._slack(idle) or remaining > full + 1
 
     def cookie_is_due(self, session: Session) -> bool:
         """Whether the browser is to get a cookie anew, and a new secret with it."""
