@@ -40,7 +40,8 @@ def make_pool(driver: str, io_loop: IOLoop) -> Iterator[MakePool]:
     made: list[Pool] = []
 
     async def make(dsn: str, **options: Any) -> Pool:
-        made.append(await make_adapter(driver, dsn, **options))
+        # Nothing here is about time, whatever else the machine does.
+        made.append(await make_adapter(driver, dsn, timeout=20, **options))
         return made[-1]
 
     yield make

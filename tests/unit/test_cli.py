@@ -165,8 +165,8 @@ def test_verbose_failure_shows_the_traceback_but_no_password(
 def test_strange_urls_are_a_sentence_too(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped DATABASE_URL is no traceback, and gives no password away either."""
-    assert 1 == main(["stats", "--database-url", url])
+    """A mistyped DATABASE_URL is misuse, no traceback, and gives no password away."""
+    assert 2 == main(["stats", "--database-url", url])
     _, talk = capsys.readouterr()
 
     assert "error:" in talk
