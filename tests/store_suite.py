@@ -8,6 +8,18 @@ from tornado_compas_session.testing.conformance import (
     change,
     created,
     data_of,
+    signed_in,
+    some_hash,
+    turned,
 )
 
-__all__ = ["Bench", "StoreSuite", "change", "created", "data_of"]
+__all__ = [
+    "Bench",
+    "StoreSuite",
+    "change",
+    "created",
+    "data_of",
+    "signed_in",
+    "some_hash",
+    "turned",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from tests.drivers import DRIVERS, make_store
-from tests.store_suite import Bench, StoreSuite
+from tests.store_suite import Bench, StoreSuite, change, created, data_of
 from tornado_compas_session import (
     MemorySessionStore,
     PostgresSessionStore,
@@ -24,20 +25,19 @@ MakeStore = Callable[..., PostgresSessionStore]
 PASS_TIME = """
 UPDATE compas_session
    SET created_at = created_at - past, updated_at = updated_at - past,
-       expires_at = expires_at - past, previous_until = previous_until - past,
-       authenticated_at = authenticated_at - past,
-       reap_after = ((expires_at - past) AT TIME ZONE 'UTC')::date
+       expires_at = expires_at - past, authenticated_at = authenticated_at - past,
+       secret_at = secret_at - past, shown_at = shown_at - past
   FROM (SELECT %(past)s::interval AS past) AS given
 """
 
 
 def partition(dsn: str) -> None:
-    """Replaces the table by one that is spread over four partitions by the hash."""
+    """Replaces the table by one that is spread over four partitions by the handle."""
     path = schema_dir() / "migrations" / "0001_create_sessions.sql"
     sql = path.read_text("utf-8")
     sql, found = re.subn(
         r"\)\n(--[^\n]*\n)?WITH \(fillfactor = 80\);",
-        ") PARTITION BY HASH (id_hash);",
+        ") PARTITION BY HASH (handle);",
         sql,
     )
     assert 1 == found
@@ -65,11 +65,13 @@ def new_store(io_loop: IOLoop) -> Iterator[MakeStore]:
         io_loop.run_sync(store.close)
 
 
-@pytest.fixture(params=DRIVERS)
-def store(
+@pytest.fixture(params=["connect", *DRIVERS])
+def brief(
     request: pytest.FixtureRequest, new_store: MakeStore, database: str
-) -> PostgresSessionStore:
-    return new_store(request.param, database)
+) -> tuple[PostgresSessionStore, PostgresSessionStore]:
+    """Two stores, as of two processes, whose statements may take 0.5 seconds."""
+    one, two = (new_store(request.param, database, timeout=0.5) for _ in range(2))
+    return one, two
 
 
 @pytest.fixture(scope="module", params=["connect", *DRIVERS, "partitioned"])
@@ -115,4 +117,30 @@ class TestPostgresStore(StoreSuite):
         return Bench(
             new_store(driver, dsn),
             lambda seconds: run(PASS_TIME, past=f"{seconds} seconds"),
+            new_store(driver, dsn),
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+async def test_a_lock_may_be_waited_for_longer_than_a_statement_may_take(
+    brief: tuple[PostgresSessionStore, PostgresSessionStore], where: str
+) -> None:
+    """`lock(timeout=15)` waits on where the pool's own limit is over long ago."""
+    store, other = brief
+    handle = await created(store)
+
+    async def add() -> None:
+        async with (store if where == "here" else other).lock(handle, 0, 15) as locked:
+            assert locked is not None
+            await locked.save(change({"second": True}))
+
+    async with store.lock(handle, 0, 5) as locked:
+        assert locked is not None
+        waiting = asyncio.ensure_future(add())
+        await asyncio.sleep(2.5)  # the limit of the pools themselves is 2 seconds
+        assert not waiting.done()
+        await locked.save(change({"first": True}))
+    await waiting
+
+    assert {"n": 0, "first": True, "second": True} == await data_of(store, handle)

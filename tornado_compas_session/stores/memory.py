@@ -98,8 +98,9 @@ class MemorySessionStore:
         # A new session has the lifetimes of the change, whether marked or not.
         self._merge(row, change._replace(own=True))
         if identity is not None:
-            self._identify(row, identity)
-            row.authenticated = now
+            row.user_id = identity.user_id
+            row.authenticated = None if identity.user_id is None else now
+            self._end_surplus(row, identity)
         return self._saved(row)
 
     async def save(
@@ -131,6 +132,8 @@ class MemorySessionStore:
         if row is None or row.secret_hash != secret.mine:
             return None
         self._turn(row, secret, change)
+        if secret.identity is not None:
+            self._end_surplus(row, secret.identity)
         return self._saved(row)
 
     async def increment(
@@ -158,8 +161,7 @@ class MemorySessionStore:
         self, handle: str, epoch: int, *, deadline: float | None = None
     ) -> bool:
         """Ends the session; see `SessionStore.delete`."""
-        row = self._rows.get(handle)
-        if row is None or row.epoch != epoch:
+        if await self._unlocked(handle, epoch) is None:
             return False
         del self._rows[handle]
         return True
@@ -308,10 +310,9 @@ class MemorySessionStore:
             row.authenticated = now if secret.signed_in else None
         if secret.identity is not None:
             row.epoch += 1
-            self._identify(row, secret.identity)
+            row.user_id = secret.identity.user_id
 
-    def _identify(self, row: _Row, identity: Identity) -> None:
-        row.user_id = identity.user_id
+    def _end_surplus(self, row: _Row, identity: Identity) -> None:
         if identity.user_id is not None and identity.allowed is not None:
             others = [
                 other
@@ -349,6 +350,7 @@ class _MemoryLocked:
     def __init__(self, store: MemorySessionStore, row: _Row) -> None:
         self._store, self._row = store, row
         self._copy = replace(row, data=dict(row.data))
+        self._identity: Identity | None = None
         self._ended = False
         self.record = store._record(row)
 
@@ -360,6 +362,7 @@ class _MemoryLocked:
     async def regenerate(self, secret: NewSecret, change: SessionChange) -> Saved:
         self._check()
         self._store._turn(self._copy, secret, change)
+        self._identity = secret.identity or self._identity
         return self._store._saved(self._copy)
 
     async def delete(self) -> None:
@@ -379,6 +382,8 @@ class _MemoryLocked:
             return
         for name in self._row.__slots__:
             setattr(self._row, name, getattr(self._copy, name))
+        if self._identity is not None:
+            self._store._end_surplus(self._row, self._identity)
 
 
 def _datetime(seconds: float) -> datetime:
