@@ -184,9 +184,10 @@ def test_files_of_the_page_pass(tmp_path: Path) -> None:
 
 
 OWN_STORE = """
-import asyncio, inspect
+import asyncio, dataclasses, json
 import pytest
 from tornado_compas_session import MemorySessionStore
+from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.testing.conformance import Bench, StoreSuite
 from tornado_compas_session.testing import Clock
 
@@ -224,25 +225,94 @@ def test_suite_passes_a_good_store_of_ones_own(tmp_path: Path) -> None:
 
 FAULTS = {
     "resurrects": """
-    async def save(self, session_id, change):
-        if not await self.load(session_id):
-            return await self.create(session_id, change)
-        return await super().save(session_id, change)
+    async def save(self, handle, epoch, change, **deadline):
+        if not await self.load(handle):
+            return await self.create(handle, b"", change)
+        return await super().save(handle, epoch, change)
     """,
     "overwrites": """
-    async def create(self, session_id, change):
-        await self.delete(session_id)
-        return await super().create(session_id, change)
+    async def create(self, handle, *new, **deadline):
+        await self.delete(handle, 0)
+        return await super().create(handle, *new)
     """,
     "reading extends": """
-    async def load(self, session_id):
-        await self.save(session_id, __import__('tornado_compas_session.core.types',
-            fromlist=['x']).SessionChange(idle=3600.0))
-        return await super().load(session_id)
+    async def load(self, handle, **deadline):
+        await self.save(handle, 0, SessionChange(idle=3600.0))
+        return await super().load(handle)
     """,
     "replaces": """
-    async def save(self, session_id, change):
-        return await super().save(session_id, change._replace(replace=True))
+    async def save(self, handle, epoch, change, **deadline):
+        return await super().save(handle, epoch, change._replace(replace=True))
+    """,
+    "forgets what a new secret shuts out": """
+    async def save(self, handle, epoch, change, **deadline):
+        record = await self.load(handle)
+        return await super().save(handle, record.epoch if record else 0, change)
+    """,
+    "gives anybody a new secret": """
+    async def regenerate(self, handle, epoch, secret, change, **deadline):
+        if record := await self.load(handle):
+            secret = secret._replace(mine=record.secret_hash)
+        return await super().regenerate(handle, epoch, secret, change)
+    """,
+    "keeps the former secret of another visitor": """
+    def _turn(self, row, secret, change):
+        former = row.secret_hash
+        super()._turn(row, secret, change)
+        row.former_hash = former
+    """,
+    "takes any secret for shown": """
+    async def save(self, handle, epoch, change, **deadline):
+        if record := await self.load(handle):
+            change = change._replace(shown=record.secret_hash)
+        return await super().save(handle, epoch, change)
+    """,
+    "signs in by a key of the data": """
+    def _merge(self, row, change):
+        super()._merge(row, change)
+        row.user_id = json.loads(row.data.get("user_id", "null"))
+    """,
+    "ends the session that signs in": """
+    def _end_surplus(self, row, identity):
+        super()._end_surplus(dataclasses.replace(row, handle=""), identity)
+    """,
+    "has no bound": """
+    def _end_surplus(self, row, identity):
+        pass
+    """,
+    "loses increments": """
+    async def increment(self, handle, epoch, *adds, **deadline):
+        before = dict(self._rows[handle].data) if await self.load(handle) else {}
+        await asyncio.sleep(0)
+        if handle in self._rows:
+            self._rows[handle].data.update(before)
+        return await super().increment(handle, epoch, *adds)
+    """,
+    "counts in floats": """
+    async def increment(self, handle, epoch, key, by, change, **deadline):
+        done = await super().increment(handle, epoch, key, by, change)
+        return done and done._replace(text=str(float(done.text)))
+    """,
+    "adds to texts": """
+    async def increment(self, handle, epoch, key, by, change, **deadline):
+        row = self._rows.get(handle)
+        if row and row.data.get(key, "").startswith('"'):
+            row.data[key] = row.data[key].strip('"') or "0"
+        return await super().increment(handle, epoch, key, by, change)
+    """,
+    "ends whatever the epoch": """
+    async def delete(self, handle, epoch, **deadline):
+        record = await self.load(handle)
+        return await super().delete(handle, record.epoch if record else 0)
+    """,
+    "locks whatever the epoch": """
+    def lock(self, handle, epoch, timeout):
+        row = self._rows.get(handle)
+        return super().lock(handle, row.epoch if row else 0, timeout)
+    """,
+    "waits where it should not": """
+    def lock(self, handle, epoch, timeout):
+        return super().lock(handle, epoch, timeout or 2)
     """,
 }
 
