@@ -107,7 +107,10 @@ class Committer:
         if regenerating and life.may_regenerate and life.unreachable is None:
             life.check_cookie()
             return self._step("regenerate", session, difference, signed_in=True)
-        if life.renews_cookie and self._lifetimes.cookie_is_due(session):
+        if life.renews_cookie and (
+            self._lifetimes.cookie_is_due(session)
+            or (own and self._lifetimes.cookie_is_wrong(session))
+        ):
             return self._step("regenerate", session, difference)
         if difference or own:
             return self._step("save", session, difference)

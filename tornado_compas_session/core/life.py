@@ -18,6 +18,8 @@ from tornado_compas_session.exceptions import ResponseAlreadySent
 #: A cookie is cleared for a row that was not there so many seconds ago at the most: the
 #: browser may have got another one since.
 _GONE_FRESH = 1.0
+#: What has happened to the response, which no rollback undoes.
+_OF_THE_RESPONSE = {"_finished", "_headers_left", "renews_cookie", "unreachable"}
 
 
 class Life:
@@ -272,8 +274,9 @@ class Life:
         self.strange, self.strange_user = True, None
 
     def checkpoint(self) -> dict[str, Any]:
-        """All of it as it is now, for `roll_back`."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """What the row has to do with, as it is now, for `roll_back`."""
+        names = set(self.__slots__) - _OF_THE_RESPONSE
+        return {name: getattr(self, name) for name in names}
 
     def roll_back(self, checkpoint: dict[str, Any], record: SessionRecord) -> None:
         """As it was at the checkpoint, with the row as it was read since."""

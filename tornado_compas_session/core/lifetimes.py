@@ -89,10 +89,19 @@ class Lifetimes:
         if options.renew is None or not options.overwrite:
             return False
         idle, _ = self.of(session)
-        every = max(options.renew, min(idle / 10, _COOKIE_RENEWED))
+        # A lifetime under five minutes is too short to wait for `renew`.
+        every = max(self._slack(idle), min(idle / 10, _COOKIE_RENEWED))
         if options.renew == 0:
             every = 0.0
         return record.now - record.turned >= every
+
+    def cookie_is_wrong(self, session: Session) -> bool:
+        """Whether the session got other lifetimes of its own than its cookie has."""
+        record = session.life.record
+        if record is None or not session.life.may_regenerate:
+            return False
+        own = session.own_idle, session.own_absolute
+        return own != (record.own_idle, record.own_absolute)
 
     def cookie_max_age(self, session: Session) -> int | None:
         """The Max-Age of a session's cookie; None if it ends with the browser."""
