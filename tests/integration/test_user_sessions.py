@@ -71,6 +71,41 @@ class Yours(SessionMixin, RequestHandler):
         self.write({"ended": ended})
 
 
+class Others(SessionMixin, RequestHandler):
+    """The same by the session's own methods."""
+
+    async def get(self) -> None:
+        self.write(
+            {
+                "devices": [
+                    [info.handle, info.current] for info in await self.session.devices()
+                ]
+            }
+        )
+
+    async def delete(self) -> None:
+        self.write({"ended": await self.session.end_others()})
+
+    async def put(self) -> None:
+        self.session["user_id"] = "ada"  # not saved yet
+        self.write({"ended": await self.session.end_others()})
+
+
+class Locked(SessionMixin, RequestHandler):
+    """Signs in inside of a lock."""
+
+    async def post(self) -> None:
+        async with self.session.lock():
+            self.session["user_id"] = "ada"
+
+
+class Busy(SessionMixin, RequestHandler):
+    """Writes with each request."""
+
+    def post(self) -> None:
+        self.session["visits"] = self.session.get("visits", 0) + 1
+
+
 class Password(SessionMixin, RequestHandler):
     """A change of the password: the new id stays, and every other session ends."""
 
@@ -93,6 +128,9 @@ def app_with(store: Any, **options: Any) -> Any:
             ("/sign-in", SignIn),
             ("/who", Who),
             ("/yours", Yours, mine),
+            ("/others", Others),
+            ("/locked", Locked),
+            ("/busy", Busy),
             ("/password", Password, mine),
         ],
         store,
@@ -165,6 +203,47 @@ async def test_everywhere_else_is_one_call(store: Any) -> None:
         assert {"ended": 3} == json.loads(answer.body)
         assert [None, "ada", None, None] == [await user_of(b) for b in browsers]
         assert "grace" == await user_of(grace)
+
+
+async def test_a_session_ends_the_others_and_lists_its_devices(store: Any) -> None:
+    """`end_others()` and `devices()`, without the store and without a handle."""
+    with serve(app_with(store)) as url:
+        here, there, grace = [
+            await signed_in(url, f"user={user}") for user in ("ada", "ada", "grace")
+        ]
+        devices = json.loads((await here.get("/others")).body)["devices"]
+        assert [False, True] == sorted(current for _, current in devices)
+        mine = {found["handle"]: found["current"] for found in await sessions_in(here)}
+        assert mine == dict(devices)
+
+        assert {"ended": 1} == json.loads((await here.ask("/others", "DELETE")).body)
+
+        assert ["ada", None, "grace"] == [
+            await user_of(browser) for browser in (here, there, grace)
+        ]
+        [device] = json.loads((await here.get("/others")).body)["devices"]
+        assert device[1]
+
+
+async def test_a_sign_in_can_end_all_other_sessions_at_once(store: Any) -> None:
+    """What is not saved yet is, first: the new session is not among those that end."""
+    with serve(app_with(store)) as url:
+        old = [await signed_in(url) for _ in range(2)]
+        for browser in (Browser(url), await signed_in(url, "user=grace")):
+            answer = await browser.ask("/others", "PUT", body="")
+            assert {"ended": len(old)} == json.loads(answer.body)
+            assert "ada" == await user_of(browser)
+            assert [None] * len(old) == [await user_of(each) for each in old]
+            old = [browser]
+
+
+async def test_nobody_has_no_devices(store: Any) -> None:
+    """Where nobody is signed in it is an error that says so, and ends nothing."""
+    with serve(app_with(store)) as url:
+        ada, nobody = await signed_in(url), Browser(url)
+        for method in ("GET", "DELETE"):
+            assert 500 == (await nobody.ask("/others", method)).code
+        assert "ada" == await user_of(ada)
 
 
 async def test_after_a_password_change_only_this_session_is_left(store: Any) -> None:
@@ -248,6 +327,39 @@ async def test_sign_ins_at_once_keep_the_bound(store: Any) -> None:
         assert 3 == len(await sessions_in(last))
         users = [await user_of(browser) for browser in [*browsers, last]]
         assert 3 == users.count("ada")
+
+
+async def test_a_sign_in_beside_a_busy_session_is_never_the_one_that_ends(
+    store: Any,
+) -> None:
+    """Though the other one is the one used last, at every moment."""
+    with serve(app_with(store, max_sessions_per_user=1, renew=0)) as url:
+        for _ in range(3):
+            old = await signed_in(url)
+            fresh = Browser(url)
+            await asyncio.gather(
+                *(old.post("/busy") for _ in range(6)),
+                fresh.post("/sign-in"),
+                *(old.post("/busy") for _ in range(6)),
+            )
+            assert "ada" == await user_of(fresh)
+
+
+async def test_a_sign_in_inside_of_a_lock_keeps_the_bound(store: Any) -> None:
+    """As any other: the others end with it, and it does not."""
+    with serve(app_with(store, max_sessions_per_user=2)) as url:
+        old = [await signed_in(url) for _ in range(2)]
+        visitors = [Browser(url) for _ in range(4)]
+        for visitor in visitors:
+            await visitor.post("/busy")
+        answers = await asyncio.gather(*(each.post("/locked") for each in visitors))
+        assert [200] * 4 == [answer.code for answer in answers]
+
+        users = [await user_of(each) for each in old + visitors]
+        assert [None, None] == users[:2]
+        assert 2 == users.count("ada")
+        assert 200 == (await old[0].post("/locked")).code
+        assert "ada" == await user_of(old[0])
 
 
 async def test_signing_in_again_here_costs_no_other_session(store: Any) -> None:
@@ -371,22 +483,33 @@ async def test_old_cookie_is_not_read_without_being_named(store: Any) -> None:
 # -- many ------------------------------------------------------------------------------
 
 FILL = """
-INSERT INTO compas_session (id_hash, data, expires_at, reap_after, updated_at)
-SELECT sha256(n::text::bytea),
-       jsonb_build_object('user_id', CASE n %% 10 WHEN 0 THEN 'ada' ELSE 'u' || n END),
-       now() + interval '1 day', (now() + interval '1 day')::date,
-       now() - n * interval '1 millisecond'
+INSERT INTO compas_session (handle, secret_hash, data, user_id, expires_at, updated_at)
+SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea), '{{"n": 1}}',
+       CASE n % 10 WHEN 0 THEN 'ada' ELSE 'u' || n END,
+       now() + interval '1 day', now() - n * interval '1 millisecond'
   FROM generate_series(1, {count}) n
 """
+#: By the user, or by the key of the row.
+PLANS = {
+    "sessions_of": ("compas_session_user_id", {"user_id": "ada", "limit": 50}),
+    "revoke_user": ("compas_session_user_id", {"user_id": "ada", "except_handle": ""}),
+    "surplus_sessions": (
+        "compas_session_user_id",
+        {"user_id": "ada", "handle": "000000000010", "others": 5},
+    ),
+    "end_surplus": (
+        "compas_session_pkey",
+        {"user_id": "ada", "handles": "{000000000010,000000000020}"},
+    ),
+    "revoke": ("compas_session_pkey", {"handle": "000000000010"}),
+}
 
 
-def plan(connection: psycopg.Connection[Any], name: str, *values: object) -> str:
+def plan(connection: psycopg.Connection[Any], name: str, values: Any) -> str:
     """How the server runs a statement of ours with these values."""
-    connection.execute(f"PREPARE it AS {statements()[name].numbered}".encode())
-    given = ", ".join(
-        f"'\\x{value.hex()}'" if isinstance(value, bytes) else f"'{value}'"
-        for value in values
-    )
+    statement = statements()[name]
+    connection.execute(f"PREPARE it AS {statement.numbered}".encode())
+    given = ", ".join(f"'{values[each]}'" for each in statement.parameters)
     rows = connection.execute(f"EXPLAIN EXECUTE it({given})".encode()).fetchall()
     connection.execute("DEALLOCATE it")
     return "\n".join(row[0] for row in rows)
@@ -395,18 +518,12 @@ def plan(connection: psycopg.Connection[Any], name: str, *values: object) -> str
 async def _one_user_among_many(database: str, count: int) -> None:
     store = await PostgresSessionStore.connect(database, timeout=120)
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(FILL.format(count=count).replace("%%", "%").encode())
+        connection.execute(FILL.format(count=count).encode())
         connection.execute("VACUUM ANALYZE compas_session")
-        for name, values in {
-            "sessions_of": ("ada", 50),
-            "revoke_user": ("ada", b"\xff", b""),
-            "revoke_oldest": ("ada", 5),
-            "revoke": (b"\0" * 32, b"\0" * 16 + b"\xff" * 16),
-        }.items():
-            text = plan(connection, name, *values)
+        for name, (index, values) in PLANS.items():
+            text = plan(connection, name, values)
             assert "Seq Scan" not in text, f"{name}\n{text}"
-            wanted = "id_hash" if name == "revoke" else "compas_session_user_id"
-            assert wanted in text, f"{name}\n{text}"
+            assert index in text, f"{name}\n{text}"
     try:
         listed = await store.sessions_of("ada")
         assert 50 == len(listed)
