@@ -332,7 +332,10 @@ async def test_sign_ins_at_once_keep_the_bound(store: Any) -> None:
 async def test_a_sign_in_beside_a_busy_session_is_never_the_one_that_ends(
     store: Any,
 ) -> None:
-    """Though the other one is the one used last, at every moment."""
+    """
+    Though the other one is the one used last, at every moment; that one ends, though
+    its row is locked at many a moment.
+    """
     with serve(app_with(store, max_sessions_per_user=1, renew=0)) as url:
         for _ in range(3):
             old = await signed_in(url)
@@ -343,6 +346,7 @@ async def test_a_sign_in_beside_a_busy_session_is_never_the_one_that_ends(
                 *(old.post("/busy") for _ in range(6)),
             )
             assert "ada" == await user_of(fresh)
+            assert 1 == len(await sessions_in(fresh))
 
 
 async def test_a_sign_in_inside_of_a_lock_keeps_the_bound(store: Any) -> None:

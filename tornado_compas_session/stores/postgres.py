@@ -374,13 +374,16 @@ class PostgresSessionStore(PostgresUserSessions):
             handle=handle,
             others=identity.allowed - 1,
         )
-        if surplus:
-            await database.on(
-                connection,
-                "end_surplus",
-                handles=[row[0] for row in surplus],
-                user_id=user,
+        left = {row[0] for row in surplus}
+        for pause in (0.01, 0.1, None):
+            if not left:
+                return
+            ended = await database.on(
+                connection, "end_surplus", handles=list(left), user_id=user
             )
+            left -= {row[0] for row in ended}
+            if left and pause is not None:
+                await asyncio.sleep(pause)  # one that is being saved, and not for long
 
     @asynccontextmanager
     async def _transaction(
