@@ -24,10 +24,10 @@ from tornado_compas_session.stores.cleaner import Cleaner
 from tornado_compas_session.tools.cli import main
 
 FILL = """
-INSERT INTO compas_session (id_hash, data, expires_at, reap_after)
-SELECT sha256(n::text::bytea), '{"n": 1}', expires, (expires AT TIME ZONE 'UTC')::date
-  FROM generate_series(%(start)s::int, %(stop)s::int) n,
-       LATERAL (SELECT now() + %(left)s::interval) AS given(expires)
+INSERT INTO compas_session (handle, secret_hash, data, expires_at)
+SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea), '{"n": 1}',
+       now() + %(left)s::interval
+  FROM generate_series(%(start)s::int, %(stop)s::int) n
 """
 
 
@@ -129,7 +129,7 @@ async def test_a_renewed_session_is_not_deleted(database: str) -> None:
         with psycopg.connect(database) as other:
             other.execute(
                 "UPDATE compas_session SET expires_at = now() + interval '1 hour'"
-                " WHERE id_hash = sha256('7')"
+                " WHERE handle = lpad('7', 12, '0')"
             )
             assert 9 == await Cleaner(store).clean()
         assert 0 == await Cleaner(store).clean()
@@ -141,11 +141,11 @@ async def test_plan_uses_the_index(database: str) -> None:
     """A million live sessions cost it nothing: it goes by the index of dates."""
     fill(database, expired=100, live=5000)
     async with opened(database) as store:
-        sql = store._sql["delete_expired"].numbered.replace("$1", "100")
+        sql = store._database.sql["delete_expired"].numbered.replace("$1", "100")
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("ANALYZE compas_session")
             connection.execute(
-                "UPDATE compas_session SET reap_after = reap_after + 7"
+                "UPDATE compas_session SET expires_at = expires_at + interval '7 days'"
                 " WHERE expires_at > now()"
             )
             connection.execute("ANALYZE compas_session")
@@ -256,9 +256,7 @@ def test_command_for_cron(database: str, capsys: pytest.CaptureFixture[str]) -> 
     assert 3 == rows(database)
 
     with psycopg.connect(database) as other:
-        other.execute(
-            "UPDATE compas_session SET expires_at = now(), reap_after = now()"
-        )
+        other.execute("UPDATE compas_session SET expires_at = now()")
         other.commit()
         other.execute("SELECT pg_advisory_xact_lock(7290217303148222)")
         assert 0 == main(command)

@@ -73,10 +73,11 @@ async def test_live_rows_are_copied_without_compas_own_keys(compas: str) -> None
             "SELECT count(*), sum((data ->> 'n')::int), bool_or(data ? '_expire'),"
             " max(expires_at) < now() + interval '25 hours',"
             " max(created_at) < now() - interval '1 day',"
-            " bool_and(reap_after = (expires_at AT TIME ZONE 'UTC')::date)"
+            " bool_and(user_id = data ->> 'user_id' AND epoch = 0),"
+            " bool_and(handle ~ '^[A-Za-z0-9_-]{12}$'), count(DISTINCT secret_hash)"
             " FROM compas_session"
         ).fetchall()
-    assert [(2500, 2500 * 2501 // 2, False, True, True, True)] == rows
+    assert [(2500, 2500 * 2501 // 2, False, True, True, True, True, 2500)] == rows
 
 
 async def test_second_import_changes_nothing(compas: str) -> None:
@@ -105,17 +106,54 @@ async def test_imported_sessions_are_found_and_ended_by_user(compas: str) -> Non
         assert 250 == await store.revoke_user(3)
 
 
-async def test_ids_are_hashed(compas: str) -> None:
-    """No id of Compas's is anywhere in the table."""
+async def test_ids_are_not_copied(compas: str) -> None:
+    """No id of Compas's is anywhere in the table, nor opens anything there."""
     async with opened(compas) as pool:
         await import_compas(pool)
     with psycopg.connect(compas) as connection:
         [row] = connection.execute(
             'SELECT count(*) FROM compas_session c JOIN "session" s'
-            " ON c.id_hash = sha256(s.id::text::bytea)"
+            " ON c.data -> 'n' = s.data -> 'n'"
             " WHERE c::text NOT LIKE '%' || s.id || '%'"
+            " AND c.secret_hash <> sha256(s.id::text::bytea)"
         ).fetchall()
     assert 2500 == row[0]
+
+
+async def test_users_are_those_that_a_session_can_have(compas: str) -> None:
+    """Texts and integers; where something else is under `user_id`, nobody is."""
+    users = {
+        '"ada"': "ada",
+        '"7"': "7",
+        "-9223372036854775808": "-9223372036854775808",
+        "9223372036854775808": None,
+        "1.5": None,
+        "1e400": None,
+        '""': None,
+        '"' + "x" * 255 + '"': "x" * 255,
+        '"' + "x" * 256 + '"': None,
+        "true": None,
+        "null": None,
+        '["ada"]': None,
+    }
+    with psycopg.connect(compas) as connection:
+        connection.execute('DELETE FROM "session"')
+        for user in users:
+            connection.execute(
+                'INSERT INTO "session" ("expires", "data") VALUES (now() +'
+                " interval '1 day', jsonb_build_object('user_id', %s::jsonb))",
+                (user,),
+            )
+    async with opened(compas) as pool:
+        await import_compas(pool)
+    with psycopg.connect(compas) as connection:
+        rows = connection.execute(
+            "SELECT (data -> 'user_id')::text, user_id FROM compas_session"
+        ).fetchall()
+    assert len(users) == len(rows)
+    for text, user in rows:
+        wanted = users["1e400"] if text.startswith("10000") else users[text]
+        assert wanted == user
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """
 Moving in: the live sessions of a Compas `session` table, copied.
 
-What comes over is data and expiry. The ids are hashed, as all are here, and Compas's
-cookies are signed in another way, so no visitor can continue a session; but lists,
+What comes over is data and expiry. Compas's cookies are signed in another way, and
+nobody has the secret of a copied session, so no visitor can continue one; but lists,
 counts and what support staff look up go on.
 """
 
@@ -24,7 +24,8 @@ _COLUMNS = compile_statement(
     " WHERE attrelid = to_regclass(:name::text) AND attnum > 0 AND NOT attisdropped",
 )
 
-# Not in queries.sql: the names of a foreign table are part of the text.
+# Not in queries.sql: the names of a foreign table are part of the text. The handle is
+# made of the id, so that a second import finds what is there; the secret is nobody's.
 _LIVE = """SELECT count(*) FROM {table} WHERE "expires" > now()"""
 _COPY = """
   WITH page AS MATERIALIZED (
@@ -39,11 +40,21 @@ _COPY = """
         ORDER BY "id" LIMIT :limit::integer),
        made AS (
        INSERT INTO compas_session
-              (id_hash, data, created_at, updated_at, expires_at, reap_after)
-       SELECT sha256(convert_to("id"::text, 'UTF8')), data, created, updated,
-              "expires", ("expires"::timestamptz AT TIME ZONE 'UTC')::date
+              (handle, secret_hash, data, user_id, created_at, updated_at, expires_at)
+       SELECT translate(encode(substr(sha256(convert_to("id"::text, 'UTF8')), 1, 9),
+                               'base64'), '+/', '-_'),
+              sha256(convert_to(gen_random_uuid()::text || gen_random_uuid(), 'UTF8')),
+              data,
+              CASE WHEN jsonb_typeof(data -> 'user_id') = 'string'
+                    AND length(data ->> 'user_id') BETWEEN 1 AND 255
+                     OR jsonb_typeof(data -> 'user_id') = 'number'
+                    AND data ->> 'user_id' ~ '^-?[0-9]{{1,19}}$'
+                    AND (data ->> 'user_id')::numeric
+                        BETWEEN -9223372036854775808 AND 9223372036854775807
+                   THEN data ->> 'user_id' END,
+              created, updated, "expires"
          FROM page WHERE data <> '{{}}'
-           ON CONFLICT (id_hash) DO NOTHING
+           ON CONFLICT (handle) DO NOTHING
        RETURNING 1)
 SELECT (SELECT count(*) FROM page), (SELECT count(*) FROM made),
        (SELECT count(*) FROM page WHERE data = '{{}}'),
