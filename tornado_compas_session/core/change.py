@@ -82,9 +82,9 @@ class Ledger:
     def note(self, key: str, content: dict[str, JSON]) -> None:
         """To be called before the value of a key may change, with what is there."""
         self.untouched = False
-        if not (self._complete or key in self._known or self._exact is not None):
+        if key not in self._known and self._exact is None:
             # What was loaded was stored once, so this cannot fail.
-            held = dict.get(content, key, _SKIP)
+            held = _SKIP if self._complete else dict.get(content, key, _SKIP)
             self._known[key] = None if held is _SKIP else encode(held)
 
     def replace(self) -> None:
@@ -130,6 +130,13 @@ class Ledger:
         if self._raw is None:
             self._raw = "{}"
         self._user = user
+
+    def reread(self, raw: str) -> None:
+        """The row is this, and may have what it is not known to have been told."""
+        row = decode_object(raw)
+        for key in self._known:
+            self._known[key] = encode(row[key]) if key in row else None
+        self._raw, self._size, self._user = raw, None, row.get("user_id")
 
     def holds(self, key: str, text: str) -> None:
         """The row has this under the key, whoever wrote it."""

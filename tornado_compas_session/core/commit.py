@@ -111,7 +111,7 @@ class Committer:
             self._lifetimes.cookie_is_due(session)
             or (own and self._lifetimes.cookie_is_wrong(session))
         ):
-            return self._step("regenerate", session, difference)
+            return self._step("regenerate", session, difference, own=own)
         if difference or own:
             return self._step("save", session, difference)
         if life.shows is not None or self._lifetimes.row_is_due(session):
@@ -180,6 +180,8 @@ class Committer:
         difference: Difference,
         identity: Identity | None = None,
         signed_in: bool | None = None,
+        *,
+        own: bool | None = None,
     ) -> Step:
         size, ledger = 0, session.ledger
         if difference:
@@ -197,7 +199,7 @@ class Committer:
             difference.changed,
             difference.removed,
             replace=difference.exact is not None,
-            own=session.own_set,
+            own=session.own_set if own is None else own,
             own_idle=session.own_idle,
             own_absolute=session.own_absolute,
         )
@@ -220,6 +222,7 @@ class Committer:
 
     async def _write(self, session: Session, step: Step) -> None:
         store, guard, life = self._store, self._guard, session.life
+        ledger = session.ledger
         if step.verb == "delete":
             doomed = life.doomed
             assert doomed is not None
@@ -252,7 +255,9 @@ class Committer:
                 )
             )
         if saved is not None:
-            self.done(session, step, saved, secret)
+            self.done(session, step, ledger, saved, secret)
+        elif life.record is None:
+            return  # it was ended meanwhile
         elif secret is not None:
             await self._overtaken(session, step, secret)
         else:
@@ -260,6 +265,7 @@ class Committer:
 
     async def _create(self, session: Session, step: Step) -> None:
         store, guard, life = self._store, self._guard, session.life
+        ledger = session.ledger
         for _ in range(_HANDLE_TRIES):
             handle, secret = life.draw(self._draw_handle, self._draw_secret)
             new = hash_secret(secret)
@@ -275,14 +281,13 @@ class Committer:
                 )
             except HandleTaken:
                 found = await guard(store.load(handle, deadline=guard.deadline))
-                if found is None or not life.was_tried(found):
-                    life.redraw()
-                    continue
-                # It was made by a try whose reply was lost, from what there was then.
-                session.ledger = Ledger(found.data)
-                session.ledger.replace()
-                life.created(found)
-                return
+                if found is not None and found.secret_hash == new:
+                    self._made_before(session, ledger, found)
+                    return
+                if session.ledger is not ledger:
+                    return  # it was ended meanwhile
+                life.redraw()
+                continue
             change = step.change
             record = SessionRecord(
                 handle,
@@ -301,7 +306,7 @@ class Committer:
                 own_absolute=change.own_absolute,
             )
             life.created(record)
-            self._written(session, step)
+            self._written(session, step, ledger)
             logger.info("session %s created", handle)
             return
         raise StoreError(
@@ -311,34 +316,47 @@ class Committer:
 
     async def _overtaken(self, session: Session, step: Step, secret: NewSecret) -> None:
         """The row has not the secret that it had: another request was first."""
-        life, record = session.life, session.life.record
+        life, record, ledger = session.life, session.life.record, session.ledger
         assert record is not None
         row = await self._guard(
             self._store.load(record.handle, deadline=self._guard.deadline)
         )
+        user = None if step.identity is None else step.identity.user_id
         if row is not None and row.secret_hash == secret.new:
-            # It was this one, by a try whose reply was lost.
-            self.done(
-                session, step, Saved(row.expires, row.now, row.authenticated), secret
-            )
-        elif step.identity is not None:
-            user = step.identity.user_id
-            if row is None or user is None or user_of(row) != user:
-                self._lost(session, step)
+            self._made_before(session, ledger, row)
+        elif life.record is None:
+            return  # it was ended meanwhile
+        elif row is not None and row.epoch == record.epoch and user is None:
+            # What there is to write is merged by a plain save; a sign-out ends the row.
+            life.seen(row)
+        elif row is not None and user is not None and user_of(row) == user:
             # A double click on "sign in": the second gets a session of its own.
             life.unbound()
             session.ledger = Ledger(None)
             session.ledger.untouched = False
-        elif row is None or row.epoch != record.epoch:
-            self._lost(session, step)
         else:
-            life.seen(row)  # and what there is to write is merged by a plain save
+            self._lost(session, step)
+
+    def _made_before(
+        self, session: Session, ledger: Ledger, row: SessionRecord
+    ) -> None:
+        """
+        The row has the new secret by a try whose reply was lost, and with it what there
+        was to write then; the rest follows.
+        """
+        session.life.created(row)
+        if session.ledger is ledger:
+            ledger.reread(row.data)
 
     def _lost(self, session: Session, step: Step) -> None:
         session.life.lost()
-        session.start(None)
-        if not step.change.only_renews or step.signed_in is not None or step.identity:
+        told = step.signed_in is not None or step.identity is not None
+        if told or not step.change.only_renews:
+            session.start(None)
             raise SessionGone
+        if session.untouched:
+            session.start(None)
+        # Else what was changed meanwhile is what `next` raises for.
 
     def _secret(self, session: Session, step: Step) -> NewSecret:
         record = session.life.record
@@ -357,7 +375,7 @@ class Committer:
         Writes the next step to the locked row; what it returns is to be called once
         that is committed.
         """
-        step = self.next(session, automatic=False)
+        step, ledger = self.next(session, automatic=False), session.ledger
         if step is None or step.verb == "create":
             return None  # what follows an end is created after the block
         if step.verb == "delete":
@@ -371,28 +389,36 @@ class Committer:
             saved = await locked.regenerate(secret, step.change)
         else:
             saved = await locked.save(step.change)
-        return lambda: self.done(session, step, saved, secret)
+        return lambda: self.done(session, step, ledger, saved, secret)
 
     # ── done ─────────────────────────────────────────────────────────────────────
 
     def done(
-        self, session: Session, step: Step, saved: Saved, secret: NewSecret | None
+        self,
+        session: Session,
+        step: Step,
+        ledger: Ledger,
+        saved: Saved,
+        secret: NewSecret | None,
     ) -> None:
-        """The write is committed."""
+        """The write is committed; `ledger` is the one that it was of."""
         life = session.life
         if secret is None:
             life.saved(saved)
         else:
             life.regenerated(saved, secret)
-            assert life.record is not None
-            logger.info("session %s regenerated", life.record.handle)
-        self._written(session, step)
+            if life.record is not None:
+                logger.info("session %s regenerated", life.record.handle)
+        self._written(session, step, ledger)
 
-    def _written(self, session: Session, step: Step) -> None:
+    def _written(self, session: Session, step: Step, ledger: Ledger) -> None:
         change = step.change
+        if session.ledger is not ledger:
+            return  # it was ended meanwhile
         if step.difference:
-            user = session.ledger.user if step.identity is None else session.user
-            session.ledger.written(step.difference, user)
+            identity = step.identity
+            user = ledger.user if identity is None else identity.user_id
+            ledger.written(step.difference, user)
         if change.own:
             session.life.owns(change.own_idle, change.own_absolute)
             if (session.own_idle, session.own_absolute) == (

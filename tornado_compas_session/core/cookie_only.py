@@ -192,7 +192,7 @@ class _CookieCommitter(Committer):
         life.draw(str, str)
         life.created(written)
         life.kept_in_cookie()
-        self._written(session, step)
+        self._written(session, step, session.ledger)
 
 
 class _Kept(NamedTuple):

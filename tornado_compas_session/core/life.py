@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.types import NewSecret, Saved, SessionRecord
 from tornado_compas_session.exceptions import ResponseAlreadySent
 
@@ -206,24 +205,24 @@ class Life:
         """What was tried is somebody else's."""
         self._tried = None
 
-    def was_tried(self, record: SessionRecord) -> bool:
-        """Whether the row has the secret of a try whose reply was lost."""
-        return self._tried is not None and hash_secret(self._tried[1]) == (
-            record.secret_hash
-        )
-
     # ── what has become of it ────────────────────────────────────────────────────
 
     def created(self, record: SessionRecord) -> None:
-        """The row was made, with the secret that was drawn."""
+        """The row was made, or found to be made, with the secret that was drawn."""
+        if self._tried is None:  # the session was ended meanwhile
+            self._doomed = record
+            return
         self.record = record
         self.renewed = True
         self._take_secret()
 
     def regenerated(self, saved: Saved, secret: NewSecret) -> None:
         """The row has the secret that was drawn."""
-        assert self.record is not None
         identity = secret.identity
+        if self.record is None:  # the session was ended meanwhile
+            if self._doomed is not None and identity is not None:
+                self._doomed = self._doomed._replace(epoch=self._doomed.epoch + 1)
+            return
         self.record = self.record._replace(
             secret_hash=secret.new,
             former_hash=None if identity else secret.mine,
@@ -243,7 +242,8 @@ class Life:
 
     def saved(self, saved: Saved) -> None:
         """The row was written."""
-        assert self.record is not None
+        if self.record is None:  # the session was ended meanwhile
+            return
         self.renewed = True
         self.record = self.record._replace(
             used=saved.now,

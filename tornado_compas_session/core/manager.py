@@ -245,6 +245,7 @@ class SessionManager:
             if record is None:
                 raise SessionGone
             session.planned = None
+            ledger = session.ledger
             change = self.lifetimes.of_change(session, SessionChange())
             done = await self._guard(
                 self.store.increment(
@@ -262,8 +263,9 @@ class SessionManager:
                 raise SessionGone
             life.saved(done.saved)
             value = cast(float, json.loads(done.text))
-            dict.__setitem__(session.open(), key, value)
-            session.ledger.holds(key, encode(value))
+            if session.ledger is ledger:  # else it was ended meanwhile
+                dict.__setitem__(session.open(), key, value)
+                ledger.holds(key, encode(value))
             return value
 
     async def end_others(self, session: Session) -> int:

@@ -472,6 +472,7 @@ class Session(_Dict):
         self._handler = handler
 
     def _changed_identity(self) -> None:
+        self.planned = None
         handler = None if self._handler is None else self._handler()
         if handler is not None:
             handler._session_changed()
