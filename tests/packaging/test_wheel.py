@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,27 @@ sys.meta_path.insert(0, NoDriver())
 from tornado_compas_session import *
 import tornado_compas_session
 print(tornado_compas_session.__file__)
+"""
+
+#: Everything but what tests need, where nothing is installed but what is required.
+REQUIRED_ONLY = """
+import importlib, pkgutil, sys
+
+KNOWN = {"asyncpg", "tornado", "tornado_compas_session", *sys.stdlib_module_names}
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in KNOWN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Nothing())
+import tornado_compas_session as package
+for module in pkgutil.walk_packages(package.__path__, "tornado_compas_session."):
+    _, wing, *rest = module.name.split(".")
+    if wing not in {"__main__", "testing"} and rest[:1] != ["pools"]:
+        importlib.import_module(module.name)
+from tornado_compas_session.tools.cli import main
+sys.exit(main(["keygen"]))
 """
 
 
@@ -133,6 +156,32 @@ def test_source_distribution_can_build(built: Path) -> None:
         names = {name.partition("/")[2] for name in archived.getnames()}
 
     assert set() == {*SQL, "LICENSE", "pyproject.toml", "setup.py"} - names
+
+
+def test_tornado_and_asyncpg_are_all_that_is_required(wheel: Path) -> None:
+    """What else there is, users choose; what developers need is not published."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        metadata = message_from_bytes(archive.read(name))
+    needed = {
+        re.split(r"[^\w-]", requirement)[0]
+        for requirement in metadata.get_all("Requires-Dist", [])
+        if "extra ==" not in requirement
+    }
+
+    assert {"asyncpg", "tornado"} == needed
+    assert ["embedded", "psycopg", "test"] == sorted(
+        metadata.get_all("Provides-Extra", [])
+    )
+
+
+def test_library_and_command_run_with_what_is_required(
+    installed: Path, tmp_path: Path
+) -> None:
+    """Tables, progress and the doctor need no package of their own."""
+    printed = run(installed / "python", "-c", REQUIRED_ONLY, cwd=tmp_path)
+
+    assert re.search(r"^[\w-]{43}$", printed, re.MULTILINE)
 
 
 def test_wheel_imports_without_a_driver(installed: Path, tmp_path: Path) -> None:

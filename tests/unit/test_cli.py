@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import program
 from tornado_compas_session.stores.migrations import migrations, script
+from tornado_compas_session.testing import Clock
 from tornado_compas_session.tools import cli
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.terminal import (
@@ -20,18 +22,21 @@ from tornado_compas_session.tools.terminal import (
     data_size,
     duration,
     passwords_of,
+    print_table,
     redacted,
+    styled_mark,
 )
 
 ROOT = Path(__file__).parents[2]
 # Nothing listens on port 1 of this machine.
 NOBODY = "postgresql://someone:s3cret-w%40rd@127.0.0.1:1/shop"
+REVOKED = {("revoke", f"--{name}") for name in ("handle", "user", "all", "yes")}
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     [choices] = [
         action.choices
-        for action in cli._parser()._actions
+        for action in cli.parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
     return dict(choices)
@@ -54,6 +59,8 @@ def test_every_flag_names_its_environment_twin() -> None:
         for action in parser._actions
         if action.option_strings
         and "-h" not in action.option_strings
+        # Which sessions end is typed.
+        and (name, action.option_strings[-1]) not in REVOKED
         and not re.search(r"\[env: [A-Z_]+\]$", action.help or "")
     ]
 
@@ -107,6 +114,7 @@ def test_keygen_prints_a_key_and_nothing_else(
     [
         [],
         ["no-such-command"],
+        ["--no-such-flag"],
         ["stats", "--no-such-flag"],
         ["stats"],  # and no DATABASE_URL
         ["cleanup", "--limit", "0"],
@@ -188,20 +196,91 @@ def test_variable_stands_in_for_a_flag(
     assert 2 == misused.value.code
 
 
-def test_flag_of_revoke_outdoes_a_variable() -> None:
-    """A forgotten TORNADO_COMPAS_SESSION_ALL widens no `revoke --user 7`."""
-    parser = argparse.ArgumentParser()
-    for name, value in {"user": None, "handle": None, "all": True}.items():
-        parser.add_argument(f"--{name}", default=value)
-    seen = {}
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stat"], "no such command: stat; did you mean stats?"),
+        (["stats", "--jsno"], "no such flag: --jsno; did you mean --json?"),
+        (["stats", "--js"], "no such flag: --js; did you mean --json?"),
+        (["cleanup", "--limt=5"], "no such flag: --limt=5; did you mean --limit?"),
+        (["revoke", "--al"], "no such flag: --al; did you mean --all?"),
+        (["completion", "fsh"], "no such choice: fsh; did you mean fish?"),
+        (
+            ["cleanup", "--limit", "x"],
+            "--limit: 'x' is not a whole number between 1 and 1000000",
+        ),
+        (
+            ["stats", "--timeout", "0"],
+            "--timeout: '0' is not a number of seconds between 0.01 and 86400",
+        ),
+    ],
+)
+def test_misspelt_words_are_told_what_was_meant(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And half a flag is not taken for the whole, least of all for --all."""
+    with pytest.raises(SystemExit) as misused:
+        main(arguments)
 
-    async def command(arguments: argparse.Namespace) -> None:
-        seen.update(vars(arguments))
+    assert 2 == misused.value.code
+    assert said in capsys.readouterr().err
 
-    run = cli._one_of(parser, command)
-    list(run(parser.parse_args(["--user", "7"])).__await__())
 
-    assert {"user": "7", "handle": None, "all": None} == seen
+def test_wrong_value_in_a_variable_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has typed --limit, so the variable is what to look for."""
+    monkeypatch.setenv("TORNADO_COMPAS_SESSION_LIMIT", "some")
+    with pytest.raises(SystemExit):
+        main(["cleanup"])
+
+    assert "TORNADO_COMPAS_SESSION_LIMIT=some" in capsys.readouterr().err
+
+
+def test_no_variable_says_which_sessions_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A forgotten variable ends no session: all of `revoke` is typed."""
+    for name, value in {"ALL": "1", "YES": "1", "USER": "7", "HANDLE": "x"}.items():
+        monkeypatch.setenv(f"TORNADO_COMPAS_SESSION_{name}", value)
+
+    assert 2 == main(["revoke", "--database-url", NOBODY])
+    assert "say which sessions" in capsys.readouterr().err
+
+
+def test_ending_all_sessions_needs_a_yes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nobody can be asked, as in cron, nothing ends without --yes."""
+    assert 2 == main(["revoke", "--all", "--database-url", NOBODY])
+    assert "--yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["abcdefghijkl"],
+        ["-bcdefghijkl"],
+        ["--", "--cdefghijkl"],
+        ["--handle", "--cdefghijkl"],
+        ["--handle=-bcdefghijkl"],
+    ],
+)
+def test_handles_that_look_like_flags(words: list[str]) -> None:
+    """Handles can be pasted as they are, a hyphen in front included."""
+    found = cli.parser().parse_args(cli._marked(["revoke", *words]))
+
+    assert words[-1].removeprefix("--handle=") == (found.handle or found.named)
+    assert found.user is None
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name and the number."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+
+    assert 0 == ended.value.code
+    assert re.fullmatch(
+        r"tornado-compas-session \d+\.\d+\.\d+\n", capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,21 +313,154 @@ class Screen(io.StringIO):
 def test_progress_shows_for_what_takes_over_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a terminal, after a second; before that, and into a file, there is nothing."""
-    monkeypatch.setenv("TERM", "xterm")
-    screen, file = Screen(), io.StringIO()
-    for out, waited in ((file, 2.0), (screen, 0.0), (screen, 2.0)):
+    """On a terminal, after a second; it is gone in the end, and no file has it."""
+    shown = ""
+    for out, passed in ((io.StringIO(), 2.0), (Screen(), 0.9), (Screen(), 2.0)):
         monkeypatch.setattr(sys, "stderr", out)
-        before = out.getvalue()
-        with Progress("copying sessions", 100) as progress:
-            progress._started -= waited
-            progress.advance(40)
-            progress.advance(2)
-        shown = out.getvalue() != before
-        assert (out is screen and waited > 1) == shown
+        clock = Clock(0)
+        with Progress("copying sessions", 100, clock=clock) as progress:
+            for _ in range(2):
+                clock.move(passed / 2)
+                progress.advance(21)
+        shown = out.getvalue()
+        assert bool(shown) == (out.isatty() and passed > 1)
 
-    assert "copying sessions" in screen.getvalue()
-    assert "42/100" in screen.getvalue()
+    assert "copying sessions [######" in shown
+    assert "] 42/100 0:02" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+# -- tables ----------------------------------------------------------------------------
+
+SESSIONS = [
+    (
+        "-bcdefghijk_",
+        "2026-11-23 11:04:57Z",
+        "2026-11-23 12:04:57Z",
+        "2026-11-29 13:04:57Z",
+        "192.0.2.99",
+        "Mozilla/5.0 (Android 14; Mobile; rv:133.0) Gecko/133.0 Firefox/133.0",
+    ),
+    ("abcdefghijkl", *["2026-11-20 12:04:57Z"] * 3, "2001:db8:85a3::8a2e:370:7334", ""),
+]
+COLUMNS = ("handle", "created", "last used", "expires", "address", "user agent")
+
+
+def table(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, width: int = 80) -> str:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", screen)
+    print_table(COLUMNS, SESSIONS)
+    return screen.getvalue()
+
+
+def test_sessions_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With handles in one piece, to be copied, and nothing cut off."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = table(monkeypatch, Screen())
+
+    assert 80 >= max(map(len, shown.splitlines()))
+    for row in SESSIONS:
+        assert f"\n{row[0]}  " in shown
+    for word in ("2026-11-23", "11:04:57Z", "(Android", "Firefox"):
+        assert word in shown
+
+
+def test_a_file_gets_a_line_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow the terminal is that the command was typed on."""
+    shown = table(monkeypatch, io.StringIO(), 40).splitlines()
+
+    assert 1 + len(SESSIONS) == len(shown)
+    assert SESSIONS[0][-1] in shown[1]
+
+
+def test_wide_characters_are_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user called 日本 does not push the numbers aside."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    print_table(("what", "how much"), [("日本", "1"), ("abcd", "2")])
+
+    assert ["日本  1", "abcd  2"] == screen.getvalue().splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+        ({}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], coloured: bool
+) -> None:
+    """NO_COLOR is heard, and a file never has any."""
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    assert coloured == ("\x1b" in table(monkeypatch, Screen()))
+    assert "\x1b" not in table(monkeypatch, io.StringIO())
+    monkeypatch.setattr(sys, "stdout", Screen())
+    assert coloured == ("\x1b" in styled_mark("✗ keys: short"))
+    assert "text" == styled_mark("text")
+
+
+# -- completion ------------------------------------------------------------------------
+
+
+def completed(shell: str, script: str, *typed: str) -> list[str]:
+    """What the shell offers when Tab is pressed after these words."""
+    path = program(shell)
+    words = " ".join(f"'{word}'" for word in typed)
+    if shell == "bash":
+        script += (
+            f"\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+            '_tornado_compas_session; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+    elif shell == "fish":
+        script += f"\ncomplete -C '{' '.join(typed)}'"
+    run = subprocess.run(
+        [path, "-c", script], capture_output=True, text=True, check=True
+    )
+    return [line.partition("\t")[0] for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_tab_completes(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands, the flags of each, and the shells."""
+    assert 0 == main(["completion", shell])
+    script = capsys.readouterr().out
+
+    assert ["revoke"] == completed(shell, script, cli.PROGRAM, "rev")
+    offered = completed(shell, script, cli.PROGRAM, "")
+    assert sorted(commands()) == sorted(word for word in offered if word[0] != "-")
+    assert ["--limit"] == completed(shell, script, cli.PROGRAM, "cleanup", "--l")
+    assert ["zsh"] == completed(shell, script, cli.PROGRAM, "completion", "z")
+
+
+def test_zsh_takes_its_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read without a complaint, and completes the command from then on."""
+    assert 0 == main(["completion", "zsh"])
+    script = capsys.readouterr().out
+    lines = [
+        "autoload -Uz compinit && compinit -D",
+        script,
+        f"print $_comps[{cli.PROGRAM}]",
+    ]
+    run = subprocess.run(
+        [program("zsh"), "-f", "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ("_tornado_compas_session\n", "") == (run.stdout, run.stderr)
+    assert "'revoke:End sessions'" in script
+
+
+# -- how things are written ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

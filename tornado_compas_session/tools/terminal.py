@@ -1,23 +1,59 @@
-"""How the command line talks: tables, progress, sentences for failures."""
+"""How the command line talks: sentences, tables, progress; what it never shows."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Literal, Self, TextIO
+from unicodedata import east_asian_width
 from urllib.parse import parse_qs, unquote, urlsplit
 
-#: Columns where nobody looks: wide enough that nothing is cut for a program.
-_WIDE = 250
+#: To this many characters words stay in one piece where a table is too wide: a handle
+#: has twelve, and is there to be copied.
+_UNBROKEN = 12
+_STYLES = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
+
+Style = Literal["bold", "red", "green", "yellow"]
 
 
 def say(text: str) -> None:
     """Talk, as opposed to results."""
+    if text.startswith("error:"):
+        text = styled("error:", "red", sys.stderr) + text.removeprefix("error:")
     print(text, file=sys.stderr)
+
+
+def ask(question: str) -> bool:
+    """Whether somebody at the terminal says yes; without a terminal nobody does."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def styled(text: str, style: Style, stream: TextIO) -> str:
+    """The text in a colour, where the stream is a terminal and NO_COLOR is not set."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb"
+    if os.environ.get("NO_COLOR") or dumb or not stream.isatty():
+        return text
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+
+
+def styled_mark(text: str) -> str:
+    """The text with its first character, a mark, in the colour of what it says."""
+    colour: dict[str, Style] = {"✗": "red", "✓": "green", "!": "yellow"}
+    mark = text[:1]
+    return styled(mark, colour[mark], sys.stdout) + text[1:] if mark in colour else text
+
+
+# -- tables ----------------------------------------------------------------------------
 
 
 def print_table(
@@ -26,19 +62,71 @@ def print_table(
     *,
     numbers: frozenset[int] = frozenset(),
 ) -> None:
-    """A table on stdout; whatever strangers have put into it stays plain text."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """
+    A table on stdout; whatever strangers have put into it stays plain text.
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(columns):
-        side: Any = "right" if place in numbers else "left"
-        table.add_column(name, justify=side, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(value)) for value in row))
-    console.print(table)
+    On a terminal it is as wide as that at most: what does not fit goes on below, in its
+    column.
+    """
+    cells = [list(columns), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    limit = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > limit:
+        _squeeze(widths, cells, limit)
+    for place, row in enumerate(cells):
+        for line in _folded(row, widths):
+            shown = "  ".join(
+                _aligned(cell, width, right=column in numbers)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            print(shown if place else styled(shown, "bold", sys.stdout))
+
+
+def _squeeze(widths: list[int], cells: list[list[str]], limit: int) -> None:
+    """Takes from the widest column what is too much, but breaks no short word."""
+    least = [
+        max(min(_UNBROKEN, _width(word)) for word in " ".join(column).split())
+        for column in zip(*cells, strict=True)
+    ]
+    while sum(widths) + 2 * (len(widths) - 1) > limit:
+        spare = [width - floor for width, floor in zip(widths, least, strict=True)]
+        if max(spare) <= 0:
+            break
+        widest = max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))
+        widths[widest] -= 1
+    # Words that are shorter than their column leave room, which the last one can use.
+    for place, column in enumerate(zip(*cells, strict=True)):
+        pieces = [piece for cell in column for piece in _fold(cell, widths[place])]
+        widths[place] = max(map(_width, pieces))
+    widths[-1] = max(widths[-1], limit - sum(widths[:-1]) - 2 * (len(widths) - 1))
+
+
+def _folded(row: list[str], widths: list[int]) -> Iterable[list[str]]:
+    """The lines of a row."""
+    folded = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+    height = max(map(len, folded))
+    lines = zip(*(part + [""] * (height - len(part)) for part in folded), strict=True)
+    return map(list, lines)
+
+
+def _fold(cell: str, width: int) -> list[str]:
+    """The lines of a cell, broken at blanks: a hyphen is part of a handle or a date."""
+    if _width(cell) <= width:
+        return [cell]
+    return textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
+
+
+def _aligned(cell: str, width: int, *, right: bool) -> str:
+    blanks = " " * (width - _width(cell))
+    return blanks + cell if right else cell + blanks
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+# -- progress --------------------------------------------------------------------------
 
 
 class Progress:
@@ -48,35 +136,36 @@ class Progress:
     Without a `total` it counts.
     """
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._total = what, total
-        self._started = time.monotonic()
+    def __init__(
+        self,
+        what: str,
+        total: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._total, self._clock = what, total, clock
+        self._started = self._drawn = clock()
         self._done = 0
-        self._bar: Any = None
+        self._shown = False
 
     def advance(self, count: int) -> None:
         """So many more are done."""
         self._done += count
-        if self._bar is None:
-            if not sys.stderr.isatty() or time.monotonic() - self._started < 1:
-                return
-            self._start()
-        self._bar.update(self._task, completed=self._done)
+        now = self._clock()
+        pause = 0.1 if self._shown else 1.0
+        if now - self._drawn < pause or not sys.stderr.isatty():
+            return
+        self._drawn, self._shown = now, True
+        print(f"\r\x1b[K{self._line(now)}", end="", file=sys.stderr, flush=True)
 
-    def _start(self) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task(self._what, total=self._total)
-        self._bar.start()
+    def _line(self, now: float) -> str:
+        minutes, seconds = divmod(int(now - self._started), 60)
+        of, bar = "", ""
+        if self._total:
+            of = f"/{self._total}"
+            filled = min(30, 30 * self._done // self._total)
+            bar = f"[{'#' * filled}{'.' * (30 - filled)}] "
+        return f"{self._what} {bar}{self._done}{of} {minutes}:{seconds:02}"
 
     def __enter__(self) -> Self:
         return self
@@ -87,8 +176,11 @@ class Progress:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# -- what failed, and what stays secret ------------------------------------------------
 
 
 def report_failure(error: BaseException, verbose: bool, secrets: list[str]) -> None:
@@ -137,9 +229,12 @@ def printable(text: str) -> str:
     )
 
 
-def moment(when: datetime) -> str:
+# -- how things are written ------------------------------------------------------------
+
+
+def moment(when: datetime, *, between: str = "T") -> str:
     """A time as people and programs read it, in UTC."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return when.astimezone(UTC).strftime(f"%Y-%m-%d{between}%H:%M:%SZ")
 
 
 def duration(seconds: float) -> str:

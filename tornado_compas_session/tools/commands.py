@@ -1,0 +1,265 @@
+"""What the commands do. What they are called, and their flags: cli.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from tornado_compas_session.cookies.signing import new_key
+from tornado_compas_session.core.types import SessionInfo
+from tornado_compas_session.exceptions import SettingsError
+from tornado_compas_session.stores import migrations
+from tornado_compas_session.stores.postgres import PostgresSessionStore
+from tornado_compas_session.tools.terminal import (
+    Progress,
+    ask,
+    data_size,
+    duration,
+    moment,
+    passwords_of,
+    print_table,
+    say,
+    styled_mark,
+)
+
+Arguments: TypeAlias = argparse.Namespace
+
+
+async def migrate(arguments: Arguments) -> None:
+    """Applies what is pending, and names it."""
+    if arguments.print:
+        print(migrations.script(), end="")
+        return
+    for name in (names := await migrations.migrate(_database_url(arguments))):
+        print(name)
+    total = len(migrations.migrations())
+    say(f"{len(names)} of {total} migrations applied; the schema is up to date")
+
+
+async def keygen(arguments: Arguments) -> None:
+    """Prints a new key, and nothing else on stdout."""
+    print(new_key())
+    say(
+        "put it first in APP_KEYS, before the keys that are there; to rotate without "
+        "a gap, put it last everywhere first (docs/environment.md)"
+    )
+
+
+async def cleanup(arguments: Arguments) -> None:
+    """Deletes expired sessions, so many at a time, until none is left."""
+    total = 0
+    async with _store(arguments) as store:
+        with Progress("deleting expired sessions") as progress:
+            deleted = limit = arguments.limit
+            while deleted >= limit:
+                deleted = await store.delete_expired(limit=limit)
+                total += deleted
+                progress.advance(deleted)
+        left = (await store.stats())["expired"]
+    print(total)
+    say("expired sessions deleted" + (f"; another cleaner has {left}" if left else ""))
+
+
+async def stats(arguments: Arguments) -> None:
+    """Counts the sessions."""
+    async with _store(arguments) as store:
+        found = await store.stats()
+        top = await store.top_users(limit=arguments.top)
+    if arguments.json:
+        users = [{"user_id": user, "sessions": count} for user, count in top]
+        _print_json({**found, "top_users": users})
+        return
+    oldest = found["oldest_seconds"]
+    rows = [
+        ("live", str(found["live"])),
+        ("expired", str(found["expired"])),
+        ("anonymous", str(found["anonymous"])),
+        ("users", str(found["users"])),
+        ("oldest", "none" if oldest is None else duration(oldest)),
+        ("size", data_size(found["bytes"])),
+        *((f"user {user}", str(count)) for user, count in top),
+    ]
+    print_table(("what", "how much"), rows, numbers=frozenset({1}))
+
+
+async def sessions(arguments: Arguments) -> None:
+    """Lists the live sessions of a user."""
+    async with _store(arguments) as store:
+        found = await store.sessions_of(arguments.user, limit=arguments.limit)
+    if arguments.json:
+        _print_json([_described(info) for info in found])
+        return
+    if not found:
+        say("this user has no live sessions")
+        return
+    columns = ("handle", "created", "last used", "expires", "address", "user agent")
+    rows = [
+        (
+            info.handle,
+            moment(info.created_at, between=" "),
+            moment(info.last_used_at, between=" "),
+            moment(info.expires, between=" "),
+            info.address or "",
+            info.user_agent or "",
+        )
+        for info in found
+    ]
+    print_table(columns, rows)
+    say("to end one: tornado-compas-session revoke HANDLE")
+
+
+def _described(info: SessionInfo) -> dict[str, str | None]:
+    return {
+        "handle": info.handle,
+        "created_at": moment(info.created_at),
+        "last_used_at": moment(info.last_used_at),
+        "expires": moment(info.expires),
+        "address": info.address,
+        "user_agent": info.user_agent,
+    }
+
+
+async def revoke(arguments: Arguments) -> int:
+    """Ends sessions, and prints how many; 1 if it is a handle that nothing has."""
+    handle = arguments.handle or arguments.named
+    if not (handle or arguments.user or arguments.all):
+        raise SettingsError("say which sessions: HANDLE, --user USER or --all")
+    if arguments.all and not arguments.yes:
+        question = (
+            f"End every session in {_place(_database_url(arguments))}, "
+            "and sign all visitors out?"
+        )
+        if not ask(question):
+            say("error: revoke --all was not confirmed; without a terminal: --yes")
+            return 2
+    async with _store(arguments) as store:
+        if arguments.all:
+            ended = await store.revoke_all()
+        elif arguments.user:
+            ended = await store.revoke_user(arguments.user)
+        else:
+            ended = int(await store.revoke(handle))
+    print(ended)
+    if handle and not ended:
+        say("error: no live session has this handle")
+        return 1
+    say("sessions ended")
+    return 0
+
+
+async def doctor(arguments: Arguments) -> int:
+    """Says what it finds; 1 if a problem is among it."""
+    from tornado_compas_session.tools.doctor import diagnose
+
+    findings = await diagnose(
+        os.environ,
+        database_url=arguments.database_url,
+        url=arguments.url,
+        method=arguments.method,
+        options=dict(_option(text) for text in arguments.option),
+    )
+    secrets = secrets_of(arguments)
+    problems = sum(finding.level == "problem" for finding in findings)
+    if arguments.json:
+        _print_json([finding.as_dict(secrets) for finding in findings])
+    else:
+        for finding in findings:
+            print(styled_mark(finding.as_text(secrets)))
+        say(f"{problems or 'no'} problem{'s' * (problems > 1)} found")
+    return 1 if problems else 0
+
+
+async def import_compas(arguments: Arguments) -> None:
+    """Copies the live sessions of a table of Compas."""
+    from tornado_compas_session.tools import compas_import
+
+    async with _pool(arguments) as pool:
+        total = await compas_import.count_live(pool, arguments.table)
+        with Progress("copying sessions", total) as progress:
+            outcome = await compas_import.import_compas(
+                pool, arguments.table, batch=arguments.limit, progress=progress.advance
+            )
+    print(outcome.copied)
+    say(
+        f"sessions copied; {outcome.present} were there already, {outcome.empty} were "
+        "empty. Their cookies cannot be carried over, so visitors sign in again; what "
+        "is copied shows in lists and counts (docs/cli.md)"
+    )
+
+
+# -- what they share -------------------------------------------------------------------
+
+
+def secrets_of(arguments: Arguments) -> list[str]:
+    """What no output may show: the passwords of the DSN, and the keys."""
+    keys = os.environ.get("APP_KEYS", "").split(",")
+    return [
+        *passwords_of(getattr(arguments, "database_url", None)),
+        *(key.strip() for key in [*keys, os.environ.get("PGPASSWORD", "")]),
+    ]
+
+
+def _database_url(arguments: Arguments) -> str:
+    if not arguments.database_url:
+        raise SettingsError(
+            "there is no database to work on; set DATABASE_URL, or pass --database-url"
+        )
+    return str(arguments.database_url)
+
+
+def _place(url: str) -> str:
+    """The database and its host, for people; never the password."""
+    try:
+        parts = urlsplit(url)
+        name = parts.path.strip("/") or "the database"
+        return f"{name} at {parts.hostname or 'this machine'}"
+    except ValueError:
+        return "the database"
+
+
+@contextlib.asynccontextmanager
+async def _store(arguments: Arguments) -> AsyncIterator[PostgresSessionStore]:
+    store = await PostgresSessionStore.connect(
+        _database_url(arguments), max_size=2, timeout=arguments.timeout
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _pool(arguments: Arguments) -> AsyncIterator[Any]:
+    from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
+
+    seconds = arguments.timeout
+    pool = AsyncpgPool(
+        await open_pool(
+            _database_url(arguments), min_size=0, max_size=1, timeout=seconds
+        ),
+        timeout=seconds,
+    )
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`name=value`, the value as JSON, or else as it stands."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"--option {text!r} should be like same_site=none")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), {"True": True, "False": False}.get(value, value)
