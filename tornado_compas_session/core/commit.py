@@ -214,11 +214,15 @@ class Committer:
 
         Raises what `next` does, and `StoreError`: then the write may have happened.
         """
-        step = session.planned or self.next(session, automatic=automatic)
-        while step is not None:
-            session.planned = None
-            await self._write(session, step)
-            step = self.next(session, automatic=automatic)
+        try:
+            step = session.planned or self.next(session, automatic=automatic)
+            while step is not None:
+                session.planned = None
+                await self._write(session, step)
+                step = self.next(session, automatic=automatic)
+        except SessionGone:
+            session.start(None)  # who has been told need not be told again
+            raise
 
     async def _write(self, session: Session, step: Step) -> None:
         store, guard, life = self._store, self._guard, session.life

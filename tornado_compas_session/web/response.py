@@ -335,6 +335,8 @@ class HeldResponseMixin(RequestHandler):
             status,
             error,
         )
+        # Nor is what the error page changes: its failure would need a page as well.
+        self._session_discard = True
         held.drop(error)
         if held.headers_left:
             self._session_cut()
