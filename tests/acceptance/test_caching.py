@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from base64 import b64decode
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from tests.factories import (
     set_cookies,
 )
 from tornado_compas_session import SessionMixin
+from tornado_compas_session.web import caching
 
 
 class Handler(SessionMixin, RequestHandler):
@@ -83,17 +85,18 @@ async def test_vary_for_each_way_to_use_a_session(url, form, live):
     assert "Cookie" in vary_of(await browser.get(f"/{form}"))
 
 
-async def test_vary_where_a_cookie_goes_out(url):
+async def test_vary_where_a_cookie_goes_out(io_loop):
     """A session that is only renewed, or found gone, as well (CVE-2026-35192)."""
-    browser = Browser(url)
-    await browser.get("/write")
-    renewed = await browser.get("/nothing")
-    assert 1 == len(set_cookies(renewed))
-    assert "Cookie" in vary_of(renewed)
-    stale = browser.jar.get()
-    await browser.get("/destroy")
-    browser.jar.put(str(stale))
-    gone = await browser.get("/nothing")
+    with serve(make_app(ROUTES, CountingStore(), renew=0)) as url:
+        browser = Browser(url)
+        await browser.get("/write")
+        renewed = await browser.get("/nothing")
+        assert 1 == len(set_cookies(renewed))
+        assert "Cookie" in vary_of(renewed)
+        stale = browser.jar.get()
+        await browser.get("/destroy")
+        browser.jar.put(str(stale))
+        gone = await browser.get("/nothing")
 
     assert "Max-Age=0" in set_cookies(gone)[0]
     assert "Cookie" in vary_of(gone)
@@ -158,13 +161,47 @@ async def test_a_304_says_it_too(url):
     assert "private, no-cache" == again.headers["Cache-Control"]
 
 
-async def test_a_policy_where_the_cookie_goes_out(url):
+async def test_a_policy_where_the_cookie_goes_out(io_loop):
     """No shared cache keeps it, and the browser asks again (CA-2)."""
+    with serve(make_app(ROUTES, CountingStore(), renew=0)) as url:
+        browser = Browser(url)
+        for path in ("/write", "/get", "/nothing", "/destroy"):
+            response = await browser.get(path)
+            assert 1 == len(set_cookies(response))
+            assert "private, no-cache" == response.headers["Cache-Control"]
+
+
+async def test_a_policy_where_the_session_was_used(url):
+    """What depends on the visitor is private, with or without a cookie in it."""
     browser = Browser(url)
-    for path in ("/write", "/get", "/nothing", "/destroy"):
+    for path in ("/get", "/write", "/get"):
         response = await browser.get(path)
-        assert 1 == len(set_cookies(response))
         assert "private, no-cache" == response.headers["Cache-Control"]
+
+
+@pytest.mark.parametrize("policy", ["public, max-age=60", "s-maxage=60"])
+async def test_what_caches_may_keep_has_no_cookie_in_it(
+    io_loop, policy, caplog, monkeypatch
+):
+    """
+    A handler that says `public` gets no renewed cookie in its answer; a new one makes
+    the answer private, and the log says so once.
+    """
+    monkeypatch.setattr(caching, "_warned", set())
+    shared = quote(policy)
+    with serve(make_app(ROUTES, CountingStore(), renew=0)) as url:
+        browser = Browser(url)
+        await browser.get("/write")
+        for path in ("/nothing", "/get"):
+            response = await browser.get(f"{path}?policy={shared}")
+            assert [] == set_cookies(response)
+            assert policy == response.headers["Cache-Control"]
+        for _ in range(2):
+            response = await browser.get(f"/regenerate?policy={shared}")
+            assert 1 == len(set_cookies(response))
+            assert "private, no-cache" == response.headers["Cache-Control"]
+
+    assert 1 == caplog.text.count("says Cache-Control: public")
 
 
 async def test_the_handlers_own_policy_stays(url):
@@ -210,25 +247,30 @@ class Mine(SessionMixin, RequestHandler):
             self.write(f"this page is {self.session.get('name')}'s")
 
 
+def handle_of(browser):
+    payload = str(browser.jar.get()).split("|")[4].partition(":")[2]
+    return b64decode(payload)[:12]
+
+
 async def test_a_shared_cache_mixes_nobody_up(io_loop, long):
     """
     Through one cache, no browser ever gets another one's cookie or page (CA-2): all
-    pages, in random order, by ten browsers, with and without `overwrite`.
+    pages, in random order, by ten browsers, with cookies that go out and that do not.
     """
-    for overwrite in (True, False):
-        app = make_app([("/(.*)", Mine)], CountingStore(), overwrite=overwrite)
+    for renew in (0, True):
+        app = make_app([("/(.*)", Mine)], CountingStore(), renew=renew)
         with serve(app) as url:
             cache, chance = SharedCache(), random.Random(7)
             browsers = [Browser(url) for _ in range(10)]
             for number, browser in enumerate(browsers):
                 await cache.get(browser, "/page")  # anonymous pages are in the cache
                 await cache.get(browser, f"/sign-in?name={number}")
-            own = [str(browser.jar.get()).split("|")[4] for browser in browsers]
+            own = [handle_of(browser) for browser in browsers]
             for _ in range(1000 if long else 150):
                 number = chance.randrange(10)
                 path = chance.choice(["/page", "/public", "/other"])
                 response = await cache.get(browsers[number], path)
-                assert own[number] == str(browsers[number].jar.get()).split("|")[4]
+                assert own[number] == handle_of(browsers[number])
                 if path != "/public":
                     assert f"this page is {number}'s" == response.body.decode()
-        assert cache.kept, "the cache kept nothing, so this proves nothing"
+    assert cache.kept, "the cache kept nothing, so this proves nothing"

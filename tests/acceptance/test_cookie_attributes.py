@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 import warnings
 from base64 import b64decode
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from tests.factories import (
     NAME,
     PRODUCTION,
     Browser,
+    Clock,
     make_app,
     serve,
     set_cookies,
@@ -48,16 +50,22 @@ SITE = "https://www.example.com"
 def start(io_loop):
     with ExitStack() as stack:
 
-        def start(environ=None, seen_as=None, **options):
-            app = make_app(ROUTES, MemorySessionStore(), environ=environ, **options)
+        def start(environ=None, seen_as=None, clock=time.time, **options):
+            store = MemorySessionStore(clock=clock)
+            app = make_app(ROUTES, store, environ=environ, **options)
             url = stack.enter_context(serve(app, xheaders=True))
-            return Browser(url, seen_as=seen_as)
+            return Browser(url, seen_as=seen_as, clock=clock)
 
         yield start
 
 
 def attributes(header):
     return header.partition("; ")[2]
+
+
+def sent(response, name=NAME):
+    """The headers that set the cookie; those that clear its twins are left out."""
+    return [h for h in set_cookies(response, name) if "Max-Age=0" not in h]
 
 
 async def test_the_defaults_in_development(start):
@@ -69,14 +77,21 @@ async def test_the_defaults_in_development(start):
 
 
 async def test_the_defaults_in_production(start):
-    """Secure, and for the domain of COOKIE_URL (CK-1, CK-2, CK-3)."""
+    """
+    Secure, and for the domain of COOKIE_URL (CK-1, CK-2, CK-3). The cookie of the host
+    alone that may be there, from before COOKIE_URL was set, is cleared first.
+    """
     environ = {**PRODUCTION, "COOKIE_URL": "https://example.com"}
     browser = start(environ, seen_as=SITE)
-    [header] = set_cookies(await browser.get("/set"))
+    [twin, header] = set_cookies(await browser.get("/set"))
 
     assert (
         "Max-Age=518400; Path=/; Domain=example.com; HttpOnly; Secure; SameSite=Lax"
     ) == attributes(header)
+    assert (
+        "Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Path=/; "
+        "HttpOnly; Secure; SameSite=Lax"
+    ) == attributes(twin)
     assert [] == browser.jar.refused
 
 
@@ -108,25 +123,37 @@ async def test_the_defaults_in_production(start):
 )
 async def test_each_option_shows(start, options, expected):
     """What the option says is what the header says (CK-3, CK-7)."""
-    [header] = set_cookies(await start(seen_as=SITE, **options).get("/set"))
+    [header] = sent(await start(seen_as=SITE, **options).get("/app/set"))
 
     assert expected == attributes(header)
 
 
 async def test_an_unsigned_cookie_is_the_id(start):
-    """`signed=False`: 24 characters, for those who sign elsewhere."""
+    """`signed=False`: 36 characters, for those who sign elsewhere."""
     browser = start(signed=False)
     await browser.get("/set")
 
-    assert re.fullmatch(r"[A-Za-z0-9_-]{24}", str(browser.jar.get()))
+    assert re.fullmatch(r"[A-Za-z0-9_-]{36}", str(browser.jar.get()))
     await browser.get("/change")
     browser.jar.put("' or 1=1; --")
     assert 200 == (await browser.get("/change")).code
 
 
 async def test_overwrite(start):
-    """By default with every response, so that its lifetime starts anew each time."""
-    browser = start()
+    """
+    Its lifetime starts anew when it is an hour old, and not with every response as it
+    once did: only a new secret sends a cookie. With `renew=0` each response has one.
+    """
+    clock = Clock()
+    browser = start(clock=clock)
+    await browser.get("/set")
+    for path in ("/", "/change"):
+        assert [] == set_cookies(await browser.get(path))
+    for path in ("/", "/change"):
+        clock.now += 3600
+        [header] = set_cookies(await browser.get(path))
+        assert "Max-Age=518400" in header
+    browser = start(renew=0)
     await browser.get("/set")
     for path in ("/", "/change", "/"):
         [header] = set_cookies(await browser.get(path))
@@ -134,12 +161,14 @@ async def test_overwrite(start):
 
 
 async def test_without_overwrite(start):
-    """Only when it is new, renewed, or regenerated."""
-    browser = start(overwrite=False)
+    """Only when it is new or regenerated; a write of data sends none any more."""
+    clock = Clock()
+    browser = start(clock=clock, overwrite=False)
 
     assert 1 == len(set_cookies(await browser.get("/set")))
+    clock.now += 86400
     assert 0 == len(set_cookies(await browser.get("/")))
-    assert 1 == len(set_cookies(await browser.get("/change")))  # it renews as well
+    assert 0 == len(set_cookies(await browser.get("/change")))
     assert 1 == len(set_cookies(await browser.get("/sign-in")))
     assert 0 == len(set_cookies(await browser.get("/")))
     assert 1 == len(set_cookies(await browser.get("/destroy")))
@@ -202,13 +231,16 @@ async def test_the_value_is_nowhere_else(start, caplog):
         response = await browser.get(path)
         values.add(str(browser.jar.get()))
         headers = response.headers.copy()
-        del headers["Set-Cookie"]
+        headers.pop("Set-Cookie", None)
         seen = str(headers) + response.body.decode() + caplog.text
         for value in values:
             assert value not in seen
             assert value.split("|")[4] not in seen
+    assert len(values) > 1
     for value in values:
-        assert b64decode(value.split("|")[4].split(":")[1]).decode() not in caplog.text
+        session_id = b64decode(value.split("|")[4].split(":")[1]).decode()
+        assert session_id[:12] in caplog.text  # its handle, which may be shown
+        assert session_id[12:] not in caplog.text
 
 
 async def test_no_warning_of_tornado(start):

@@ -389,14 +389,16 @@ class FailingStore(MemorySessionStore):
     failing = False
     forgetful = False
 
-    async def load(self, session_id):
+    async def load(self, handle, **options):
         self.asked += 1
         if self.failing:
             raise StoreUnavailable
-        return await super().load(session_id)
+        return await super().load(handle, **options)
 
-    async def save(self, session_id, change):
-        return None if self.forgetful else await super().save(session_id, change)
+    async def save(self, handle, epoch, change, **options):
+        if self.forgetful:
+            return None
+        return await super().save(handle, epoch, change, **options)
 
 
 class TestWithSessions:

@@ -94,6 +94,9 @@ async def test_in_step_in_every_case(browser, store, clock):
     clock.now += 500
     await browser.get("/")
     assert in_step(browser)
+    clock.now += 100  # a tenth of the lifetime: the cookies are renewed
+    assert 1 == len(set_cookies(await browser.get("/"), PUBLIC))
+    assert in_step(browser)
     store.failing = "save load"
     await browser.get("/write")
     assert in_step(browser)
@@ -110,7 +113,10 @@ async def test_in_step_in_every_case(browser, store, clock):
 
 
 async def test_the_server_never_reads_it(browser, store):
-    """Alone it is nothing, and without it the session works (CK-15)."""
+    """
+    Alone it is nothing, and without it the session works (CK-15). It comes again with
+    the next cookie of the session, and not with a read any more.
+    """
     await browser.get("/write")
     own = str(browser.jar.get())
     store.calls.clear()
@@ -123,4 +129,5 @@ async def test_the_server_never_reads_it(browser, store):
     without.jar.put(own)
 
     assert b'{"n": 1}' == (await without.get("/")).body
+    await without.get("/regenerate")
     assert in_step(without)
