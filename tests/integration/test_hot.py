@@ -46,7 +46,7 @@ def server(
 
 
 async def filled(dsn: str) -> tuple[PostgresSessionStore, dict[str, bytes]]:
-    """A store with sessions in it, half of them signed in; the hashes of their ids."""
+    """A store with sessions in it, half of them signed in; their secrets' hashes."""
     await migrate(dsn)
     store = await PostgresSessionStore.connect(dsn)
     secrets = {new_handle(): hash_secret(new_secret()) for _ in range(SESSIONS)}

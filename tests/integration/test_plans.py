@@ -1,4 +1,4 @@
-"""On a table with many sessions: each statement goes by an index, none is kept."""
+"""On a table with many sessions: a request touches its own ones only, by the key."""
 
 from __future__ import annotations
 
@@ -13,35 +13,85 @@ import pytest
 
 from tests.conftest import Databases
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.stores.pools.queries import Statement, statements
 
 ROWS = 200_000
-IDS = "ARRAY[sha256('1'::bytea), sha256('2'::bytea)]"
-CHANGES = """ARRAY['{"set": {"a": 1}, "idle": 60}', '{"set": {}, "idle": 60}']"""
-ID = "sha256('3'::bytea)"
-#: The arguments of each statement that runs while requests wait, as SQL.
-ARGUMENTS = {
-    "load_sessions": {"ids": IDS},
-    "lock_session": {"id": ID},
-    "create_sessions": {"ids": IDS, "changes": CHANGES},
-    "save_sessions": {"ids": IDS, "changes": CHANGES},
-    "save_session": {"id": ID, "change": """'{"idle": 60}'"""},
-    "regenerate_session": {
-        "id": ID,
-        "new_id": "sha256('new'::bytea)",
-        "grace": "10",
-        "successor": r"'\x00'",
-        "change": """'{"idle": 60}'""",
-    },
-    "delete_session": {"id": ID},
-    "sessions_of": {"user_id": "'user-7'", "limit": "50"},
-    "revoke": {"low": ID, "high": ID},
-    "revoke_user": {"user_id": "'user-7'", "low": r"'\xff'", "high": r"'\x'"},
-    "revoke_oldest": {"user_id": "'user-7'", "allowed": "3"},
-    "delete_expired": {"limit": "1000"},
+HANDLES = ("000000000007", "000000000011")
+#: A value for each parameter that a statement has, as SQL; those of a batch are made
+#: of the one for a row.
+VALUES = {
+    "handle": f"'{HANDLES[0]}'",
+    "secret_hash": "sha256('new')",
+    "epoch": "0",
+    "set": """'{"a": 1}'""",
+    "removed": "'{b}'",
+    "replaces": "false",
+    "renews": "1",
+    "idle": "60",
+    "absolute": "NULL",
+    "own": "false",
+    "own_idle": "NULL",
+    "own_absolute": "NULL",
+    "shown": "sha256('7')",
+    "key": "'n'",
+    "by": "1",
+    "identity": "false",
+    "mine": "sha256('7')",
+    "new_hash": "sha256('new')",
+    "user_id": "'user-7'",
+    "keeps_sign_in": "true",
+    "signs_in": "NULL",
+    "user_agent": "NULL",
+    "address": "NULL",
+    "limit": "50",
+    "others": "3",
+    "except_handle": f"'{HANDLES[1]}'",
 }
+BATCHES = {
+    "handles": f"ARRAY{list(HANDLES)}",
+    "secret_hashes": "ARRAY[sha256('1'), sha256('2')]",
+    "epochs": "'{0,0}'",
+    "sets": """ARRAY['{"a": 1}', '{}']""",
+    "removals": """ARRAY['["b"]', NULL]""",
+    "replacements": "'{f,f}'",
+    "renewals": "'{1,NULL}'",
+    "idles": "'{60,60}'",
+    "absolutes": "'{NULL,NULL}'",
+    "owns": "'{f,f}'",
+    "own_idles": "'{NULL,NULL}'",
+    "own_absolutes": "'{NULL,NULL}'",
+    "showns": "ARRAY[sha256('7'), NULL]",
+    "keys": "'{n,n}'",
+    "bys": "'{1,2}'",
+    "user_ids": "'{ada,NULL}'",
+    "sign_ins": "'{1,NULL}'",
+    "user_agents": "'{NULL,NULL}'",
+    "addresses": "'{NULL,NULL}'",
+}
+#: They serve a request, and know the one row that they touch.
+ONE_ROW = {
+    *("load_session", "lock_session", "revoke", "end_surplus_one"),
+    *("save_session", "save_session_waiting"),
+    *("increment_session", "increment_session_waiting"),
+    *("regenerate_session", "regenerate_session_waiting"),
+    *("delete_session", "delete_session_waiting"),
+}
+#: They serve many requests at once: those rows, and no others.
+ROWS_OF_A_BATCH = {"load_sessions", "save_sessions", "increment_sessions"}
+#: They put rows in, and read none.
+NEW_ROWS = {"create_session", "create_sessions"}
+#: They find the rows of a user, or of a day.
+OTHER_INDEX = {
+    "sessions_of": "compas_session_user_id",
+    "revoke_user": "compas_session_user_id",
+    "surplus_sessions": "compas_session_user_id",
+    "end_surplus": "compas_session_pkey",  # or by the user, if there are few
+    "delete_expired": "compas_session_reap_after",
+}
+#: It touches no row.
+NO_ROW = {"queue_for_user"}
 #: They look at every session: for a person or a clock, not for a request.
 WHOLE_TABLE = {"revoke_all", "stats", "top_users", "check_session_table"}
 
@@ -54,13 +104,12 @@ def filled(
     name = databases.create(template_database)
     with psycopg.connect(databases.dsn(name), autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO compas_session (id_hash, data, expires_at, reap_after,"
-            " previous_id_hash, previous_until)"
-            " SELECT sha256(n::text::bytea),"
-            "        jsonb_build_object('user_id', 'user-' || n % 50000, 'n', n),"
-            "        now() + n % 100 * interval '1 hour' - interval '2 hours',"
-            "        current_date + (n % 100 - 2) / 24,"
-            "        CASE WHEN n % 50 = 0 THEN sha256(('old' || n)::bytea) END, now()"
+            "INSERT INTO compas_session"
+            " (handle, secret_hash, former_hash, data, user_id, expires_at)"
+            " SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea),"
+            "        CASE WHEN n % 50 = 0 THEN sha256(('old' || n)::bytea) END,"
+            "        jsonb_build_object('n', n), 'user-' || n % 50000,"
+            "        now() + n % 100 * interval '1 hour' - interval '2 hours'"
             f"   FROM generate_series(1, {ROWS}) AS n"
         )
         connection.execute("VACUUM ANALYZE compas_session")
@@ -68,16 +117,20 @@ def filled(
     databases.drop(name)
 
 
+def arguments(statement: Statement) -> str:
+    """Values for its parameters, in their order."""
+    values = VALUES | BATCHES
+    return ", ".join(values[name] for name in statement.parameters)
+
+
 def plan_of(
     connection: psycopg.Connection[Any], statement: Statement, mode: str
 ) -> dict[str, Any]:
-    values = ARGUMENTS[statement.name]
     with connection.transaction(force_rollback=True):
         connection.execute(f"SET LOCAL plan_cache_mode = {mode}")
         connection.execute(f"PREPARE one AS {statement.numbered}")
-        given = ", ".join(values[name] for name in statement.parameters)
         row = connection.execute(
-            f"EXPLAIN (FORMAT JSON) EXECUTE one ({given})"
+            f"EXPLAIN (FORMAT JSON) EXECUTE one ({arguments(statement)})"
         ).fetchone()
         connection.execute("DEALLOCATE one")
     assert row is not None
@@ -90,35 +143,109 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(part)
 
 
+def reads(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a plan that find rows of the table."""
+    return [
+        node
+        for node in nodes(plan)
+        if "Scan" in node["Node Type"]
+        and node["Node Type"] != "Bitmap Heap Scan"  # its part is the index
+        and (node.get("Relation Name") == "compas_session" or "Index Name" in node)
+    ]
+
+
 def test_every_statement_is_looked_at():
-    """A new statement needs its arguments here."""
-    assert set(statements()) == set(ARGUMENTS) | WHOLE_TABLE
+    """A new statement needs its place here."""
+    places = (ONE_ROW, ROWS_OF_A_BATCH, NEW_ROWS, OTHER_INDEX, NO_ROW, WHOLE_TABLE)
+    assert sum(map(len, places)) == len(set().union(*places))
+    assert set(statements()) == set().union(*places)
 
 
-@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_goes_by_an_index(
+MODES = pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+
+
+@MODES
+@pytest.mark.parametrize("name", ["load_session", "lock_session"])
+def test_a_load_is_one_look_at_the_primary_key(
     filled: psycopg.Connection[Any], name: str, mode: str
 ) -> None:
-    """However many sessions there are, a request touches its own ones only."""
+    """No second index, no union, no subquery: the handle says which row it is."""
     plan = plan_of(filled, statements()[name], mode)
 
-    read = [n for n in nodes(plan) if n.get("Relation Name") == "compas_session"]
-    assert [] == [json.dumps(node) for node in read if node["Node Type"] == "Seq Scan"]
-    if name != "create_sessions":
-        assert any("Index" in node["Node Type"] for node in nodes(plan))
+    parts = list(nodes(plan))
+    if name == "lock_session":
+        assert "LockRows" == parts.pop(0)["Node Type"]
+    [part] = parts
+    assert ("Index Scan", "compas_session_pkey") == (
+        part["Node Type"],
+        part["Index Name"],
+    )
+    assert part["Index Cond"].startswith("(handle = ")
 
 
-@pytest.mark.parametrize("name", ["load_sessions", "create_sessions", "save_sessions"])
+@MODES
+@pytest.mark.parametrize("name", sorted(ONE_ROW))
+def test_a_request_touches_the_row_that_it_names(
+    filled: psycopg.Connection[Any], name: str, mode: str
+) -> None:
+    """However many sessions there are: each look is one by the primary key."""
+    statement = statements()[name]
+    assert "handle" in statement.parameters
+    found = reads(plan_of(filled, statement, mode))
+
+    assert found
+    for node in found:
+        assert "compas_session_pkey" == node["Index Name"], json.dumps(node)
+        assert node["Index Cond"].startswith("(handle = "), json.dumps(node)
+        assert 1 == node["Plan Rows"], json.dumps(node)
+
+
+@MODES
+@pytest.mark.parametrize("name", sorted(ROWS_OF_A_BATCH))
+def test_a_batch_touches_the_rows_that_it_names(
+    filled: psycopg.Connection[Any], name: str, mode: str
+) -> None:
+    """Each by the primary key, however many sessions there are beside them."""
+    found = reads(plan_of(filled, statements()[name], mode))
+
+    assert found
+    for node in found:
+        assert "compas_session_pkey" == node.get("Index Name"), json.dumps(node)
+        assert node["Index Cond"].startswith("(handle = "), json.dumps(node)
+
+
+@MODES
+@pytest.mark.parametrize("name", sorted(NEW_ROWS))
+def test_a_new_session_reads_none(
+    filled: psycopg.Connection[Any], name: str, mode: str
+) -> None:
+    """Whether the handle is taken the index says, and nobody looks before."""
+    assert [] == reads(plan_of(filled, statements()[name], mode))
+
+
+@MODES
+@pytest.mark.parametrize("name", OTHER_INDEX)
+def test_others_go_by_an_index_of_theirs(
+    filled: psycopg.Connection[Any], name: str, mode: str
+) -> None:
+    """A user's sessions by the user, those that have expired by the day."""
+    found = reads(plan_of(filled, statements()[name], mode))
+
+    names = {node.get("Index Name") for node in found}
+    if name == "end_surplus":
+        names.discard("compas_session_user_id")
+    assert OTHER_INDEX[name] in names
+    assert names <= {OTHER_INDEX[name], "compas_session_pkey"}
+
+
+@pytest.mark.parametrize("name", sorted(NEW_ROWS | ROWS_OF_A_BATCH | ONE_ROW))
 def test_is_planned_once(filled: psycopg.Connection[Any], name: str) -> None:
     """Not anew for each batch: planning costs several times what the statement does."""
     statement = statements()[name]
-    values = ARGUMENTS[name]
-    given = ", ".join(values[parameter] for parameter in statement.parameters)
     with filled.transaction(force_rollback=True):
         filled.execute(f"PREPARE {name} AS {statement.numbered}")
         for _ in range(12):
-            filled.execute(f"EXECUTE {name} ({given})")
+            filled.execute(f"EXECUTE {name} ({arguments(statement)})")
         if filled.info.server_version >= 140000:
             row = filled.execute(
                 "SELECT generic_plans FROM pg_prepared_statements WHERE name = %s",
@@ -131,13 +258,15 @@ def test_is_planned_once(filled: psycopg.Connection[Any], name: str) -> None:
 async def memory_of_some_requests(dsn: str) -> int:
     """The bytes that stay allocated after sessions were made, loaded and swept."""
     store = await PostgresSessionStore.connect(dsn)
-    ids = [new_id() for _ in range(20)]
+    handles = [new_handle() for _ in range(20)]
     gc.collect()
     tracemalloc.start()
     try:
-        for session_id in ids:
-            await store.create(session_id, SessionChange({"n": "1"}, idle=600.0))
-            assert await store.load(session_id)
+        for handle in handles:
+            secret_hash = hash_secret(new_secret())
+            change = SessionChange({"n": "1"}, idle=600.0)
+            await store.create(handle, secret_hash, change)
+            assert await store.load(handle)
         await store.stats()
         await store.delete_expired(limit=10)
         gc.collect()
