@@ -91,8 +91,8 @@ class SessionMixin(WatchedSocketMixin):
     def _session_why_not(self) -> str:
         if self.request.method == "OPTIONS":
             return "OPTIONS requests do no session work"
-        if self._transforms is None:
-            return (  # type: ignore[unreachable]
+        if not hasattr(self, "_transforms"):  # Tornado's, from the first hook on
+            return (
                 "initialize() runs before the session is loaded; use self.session from "
                 "prepare() on, after `await super().prepare()`"
             )
