@@ -24,7 +24,7 @@ from tests.factories import (
 )
 from tornado_compas_session import SessionMixin
 from tornado_compas_session.cookies.signing import KeyRing
-from tornado_compas_session.core.ids import hash_id, new_id
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 
 
 class Page(SessionMixin, RequestHandler):
@@ -44,6 +44,10 @@ def store():
 def url(io_loop, store):
     with serve(make_app([("/.*", Page)], store)) as url:
         yield url
+
+
+def new_id():
+    return new_handle() + new_secret()
 
 
 async def cookie_of(url, who):
@@ -149,7 +153,12 @@ async def test_several_cookie_lines(url):
 async def test_only_cookies_carry_the_id(url, store):
     """Not the query, a form, a header or the path (ID-4)."""
     ada = (await cookie_of(url, "ada")).decode()
-    [session_id] = [row.id for row in store._rows.values()]
+    signed = KeyRing([KEY]).verify(NAME, ada, 1000)
+    assert signed is not None
+    session_id = signed.value.decode()
+    assert await load_session(
+        make_manager(store, signed=False), [f"{NAME}={session_id}"]
+    )
     store.calls.clear()
     for value in (ada, session_id):
         for path, headers in (
@@ -166,15 +175,21 @@ async def test_only_cookies_carry_the_id(url, store):
 
 
 async def test_what_the_table_shows_is_no_id(url, store):
-    """A stolen hash, however written, is an unknown id (ID-7)."""
+    """A stolen hash, however written, with or without the handle, is no id (ID-7)."""
     await cookie_of(url, "ada")
-    [digest] = store._rows
+    [row] = store._rows.values()
+    handle, digest = row.handle, row.secret_hash
     ring = KeyRing([KEY])
     for value in (
+        handle,
+        handle * 3,
         digest.hex(),
-        digest.hex()[:24],
+        digest.hex()[:36],
+        handle + digest.hex()[:24],
         urlsafe_b64encode(digest).decode(),
-        urlsafe_b64encode(digest)[:24].decode(),
+        handle + urlsafe_b64encode(digest)[:24].decode(),
+        handle.encode() + digest[:24],
+        handle + new_secret(),
         digest,
     ):
         line = f"Cookie: {NAME}={ring.sign(NAME, value)}".encode()
@@ -298,32 +313,44 @@ async def test_refusals_do_not_flood_the_log(url, caplog):
     assert "forged" not in caplog.text
 
 
-async def test_a_collision_draws_another_id():
-    """An id that exists is an error of the draw, and never overwritten (ID-6)."""
+async def test_a_collision_draws_another_handle():
+    """One that exists is an error of the draw, and never overwritten (ID-6)."""
     store = CountingStore()
-    taken = "t" * 24
-    manager = make_manager(store)
-    owner = await load_session(manager, [])
-    manager._new_id = lambda: taken
+    taken, free = "t" * 12, "f" * 12
+    owner = await load_session(make_manager(store, draw_handle=lambda: taken), [])
     owner["who"] = "ada"
-    await manager.commit(owner, manager.plan(owner))
-    before = store._rows[hash_id(taken)]
+    await owner.save()
+    before = store._rows[taken]
+    secret = before.secret_hash
+    store.calls.clear()
 
-    for verb in ("create", "regenerate"):
-        drawn = iter([taken, taken, f"{verb[0]}" * 24])
-        session = await load_session(make_manager(store), [])
-        session._keeper = manager
-        session["who"] = "eve"
-        if verb == "regenerate":
-            manager._new_id = lambda: "o" * 24
-            await manager.commit(session, manager.plan(session))
-            session.regenerate()
-        store.calls.clear()
-        manager._new_id = drawn.__next__
-        await manager.commit(session, manager.plan(session))
-        assert [verb] * 3 == store.calls
-        assert before is store._rows[hash_id(taken)]
-        assert {"who": '"ada"'} == before.data
+    drawn = iter([taken, taken, free])
+    session = await load_session(make_manager(store, draw_handle=drawn.__next__), [])
+    session["who"] = "eve"
+    await session.save()
+
+    assert 3 == store.calls.count("create")
+    assert {taken, free} == set(store._rows)
+    assert before is store._rows[taken]
+    assert ({"who": '"ada"'}, secret) == (before.data, before.secret_hash)
+
+
+async def test_a_secret_opens_its_own_row_only():
+    """The same secret beside another handle is worth nothing (ID-6)."""
+    store = CountingStore()
+    secret = new_secret()
+    manager = make_manager(store, signed=False, draw_secret=lambda: secret)
+    sessions = []
+    for who in ("ada", "eve"):
+        session = await load_session(manager, [])
+        session["who"] = who
+        await session.save()
+        sessions.append(session)
+    store._rows[str(sessions[0].handle)].secret_hash = hash_secret(new_secret())
+
+    for session, known in zip(sessions, (False, True), strict=True):
+        line = f"{NAME}={session.handle}{secret}"
+        assert known is not (await load_session(manager, [line])).is_new
 
 
 def test_keys_do_not_matter_to_the_shape():

@@ -142,7 +142,7 @@ async def test_what_only_read_or_renewed_ends_normally(url, store, what):
 
 async def test_a_handler_can_catch_it(url, store):
     """After `SessionGone` the session is empty and new; it is not what it was."""
-    browser, response = await overtaken(url, "caught")
+    _, response = await overtaken(url, "caught")
 
     assert 200 == response.code
     assert {"gone": True, "new": True} == json.loads(response.body)

@@ -9,7 +9,7 @@ from tornado.web import RequestHandler
 from tests.factories import KEY, NAME, Browser, Raw, make_app, serve
 from tornado_compas_session import PostgresSessionStore, SessionMixin
 from tornado_compas_session.cookies.signing import KeyRing
-from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.ids import new_handle, new_secret
 
 
 class Page(SessionMixin, RequestHandler):
@@ -28,6 +28,9 @@ class Page(SessionMixin, RequestHandler):
 
     def put(self):
         self.session.regenerate()
+
+    async def patch(self):
+        self.write({"n": await self.session.increment("n")})
 
     def delete(self):
         self.session = None
@@ -61,14 +64,14 @@ class CountingPool:
 @pytest.fixture
 def store(io_loop, database):
     store = io_loop.run_sync(lambda: PostgresSessionStore.connect(database))
-    store._pool = CountingPool(store._pool)
+    store._database.pool = CountingPool(store._database.pool)
     yield store
     io_loop.run_sync(store.close)
 
 
 @pytest.fixture
 def sent(store):
-    return store._pool.sent
+    return store._database.pool.sent
 
 
 @pytest.fixture
@@ -76,6 +79,10 @@ def url(store):
     routes = [("/", Page), ("/untouched", Untouched), ("/plain", Plain)]
     with serve(make_app(routes, store)) as url:
         yield url
+
+
+def new_id():
+    return new_handle() + new_secret()
 
 
 async def count(database):
@@ -127,7 +134,7 @@ async def test_an_unknown_id_costs_one_and_is_never_adopted(url, sent, database)
     browser = Browser(url)
     browser.jar.put(KeyRing([KEY]).sign(NAME, unknown))
     await browser.get("/")
-    assert ["load_sessions"] == sent
+    assert ["load_session"] == sent
     assert [] == browser.jar.names()
     browser.jar.put(KeyRing([KEY]).sign(NAME, unknown))
     await browser.post("/")
@@ -135,7 +142,7 @@ async def test_an_unknown_id_costs_one_and_is_never_adopted(url, sent, database)
     value = KeyRing([KEY]).verify(NAME, str(browser.jar.get()), 1000)
     assert value is not None
     assert unknown.encode() != value.value
-    assert ["load_sessions", "load_sessions", "create_sessions"] == sent
+    assert ["load_session", "load_session", "create_session"] == sent
     assert 1 == await count(database)
 
 
@@ -143,7 +150,7 @@ async def test_a_new_session_costs_one(url, sent):
     """The INSERT."""
     await Browser(url).post("/")
 
-    assert ["create_sessions"] == sent
+    assert ["create_session"] == sent
 
 
 @pytest.mark.parametrize("path", ["/", "/untouched"])
@@ -155,7 +162,7 @@ async def test_a_live_and_untouched_one_costs_one(url, sent, path):
     for _ in range(20):
         await browser.get(path)
 
-    assert ["load_sessions"] * 20 == sent
+    assert ["load_session"] * 20 == sent
 
 
 async def test_a_changed_one_costs_two(url, sent):
@@ -165,7 +172,7 @@ async def test_a_changed_one_costs_two(url, sent):
     sent.clear()
     await browser.post("/")
 
-    assert ["load_sessions", "save_sessions"] == sent
+    assert ["load_session", "save_session"] == sent
 
 
 async def test_a_new_id_and_an_end_cost_two(url, sent, database):
@@ -176,9 +183,36 @@ async def test_a_new_id_and_an_end_cost_two(url, sent, database):
     await browser.ask("/", "PUT")
     await browser.ask("/", "DELETE")
 
-    assert ["load_sessions", "regenerate_session"] == sent[:2]
-    assert ["load_sessions", "delete_session"] == sent[2:]
+    assert ["load_session", "regenerate_session"] == sent[:2]
+    assert ["load_session", "delete_session"] == sent[2:]
     assert 0 == await count(database)
+
+
+async def test_a_new_id_is_shown_once(url, sent):
+    """
+    The first request with it says so in the row, which costs a write; the next none.
+    """
+    browser = Browser(url)
+    await browser.post("/")
+    await browser.ask("/", "PUT")
+    sent.clear()
+    await browser.get("/untouched")
+    assert ["load_session", "save_session"] == sent
+    sent.clear()
+    await browser.get("/untouched")
+
+    assert ["load_session"] == sent
+
+
+async def test_an_increment_costs_two(url, sent):
+    """One read, and the sum in the store."""
+    browser = Browser(url)
+    await browser.post("/")
+    sent.clear()
+    response = await browser.ask("/", "PATCH")
+
+    assert b'{"n": 2}' == response.body
+    assert ["load_session", "increment_session"] == sent
 
 
 async def test_a_handler_without_the_mixin_touches_nothing(url, sent):
@@ -193,7 +227,10 @@ async def test_a_handler_without_the_mixin_touches_nothing(url, sent):
 
 
 async def test_the_table_does_not_give_ids_away(url, database):
-    """No id, no cookie value in a dump; and a hash is no id (ID-7)."""
+    """
+    No secret, no id and no cookie value in a dump; a hash is no id (ID-7). The first 12
+    characters of an id are the row's handle, which opens nothing.
+    """
     ids = []
     for _ in range(20):
         browser = Browser(url)
@@ -203,12 +240,14 @@ async def test_the_table_does_not_give_ids_away(url, database):
         ids.append(signed.value.decode())
     async with await psycopg.AsyncConnection.connect(database) as connection:
         cursor = await connection.execute(
-            "SELECT s::text, encode(id_hash, 'base64'), encode(id_hash, 'escape')"
-            " FROM compas_session s"
+            "SELECT s::text, encode(secret_hash, 'base64'),"
+            " encode(secret_hash, 'escape') FROM compas_session s"
         )
         dump = str(await cursor.fetchall())
 
     assert 20 == len(ids)
     for one in ids:
-        assert one not in dump
-        assert one.encode().hex() not in dump
+        assert one[:12] in dump
+        for text in (one, one[12:]):
+            assert text not in dump
+            assert text.encode().hex() not in dump
