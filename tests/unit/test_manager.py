@@ -1,8 +1,9 @@
-"""`SessionManager`: what a cookie means, what a request comes to, and its commit."""
+"""`SessionManager`: sessions without HTTP, from their cookie to their cookie."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,39 +18,39 @@ from tests.factories import (
     make_manager,
 )
 from tornado_compas_session import (
+    MemorySessionStore,
     ResponseAlreadySent,
+    Session,
     SessionDataError,
+    SessionError,
     SessionGone,
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.core.ids import new_id
-from tornado_compas_session.core.manager import Plan
+from tornado_compas_session.core.ids import new_handle, new_secret
 from tornado_compas_session.core.types import RetiredId
+from tornado_compas_session.exceptions import LockTimeout
 
 
 def header(manager, session_id):
     return f"{NAME}={manager.keys.sign(NAME, session_id)}"
 
 
+def cookie_of(manager, session):
+    [cookie] = manager.cookies(session)
+    return cookie.partition(";")[0]
+
+
 async def started(manager, **data):
-    """A committed session, loaded anew."""
-    session = await load_session(manager, [])
+    """The cookie of a stored session, and the session as the next request has it."""
+    session = Session(manager)
     session.update(data or {"a": 1})
-    await manager.commit(session, manager.plan(session))
-    assert session._record is not None
-    return await load_session(manager, [header(manager, session._record.id)])
+    await manager.commit(session)
+    cookie = cookie_of(manager, session)
+    return cookie, await load_session(manager, [cookie])
 
 
-async def test_nothing_to_do_is_nothing():
-    """Untouched and empty new: no plan, no call, no cookie (LC-5)."""
-    store = CountingStore()
-    manager = make_manager(store)
-    session = await load_session(manager, [])
-
-    assert not manager.plan(session)
-    assert [] == manager.cookies(session)
-    assert [] == store.calls
+# -- the beginning ---------------------------------------------------------------------
 
 
 async def test_an_empty_id_is_no_id():
@@ -62,114 +63,91 @@ async def test_an_empty_id_is_no_id():
     assert [] == store.calls
 
 
-@pytest.mark.parametrize("edit", ["change", "new", "destroy", "regenerate", "none"])
-async def test_what_each_edit_comes_to(edit):
-    """One verb, decided before the response leaves."""
-    manager = make_manager()
-    session = (
-        await load_session(manager, []) if edit == "new" else await started(manager)
-    )
-    {
-        "change": lambda: session.update(b=1),
-        "new": lambda: session.update(b=1),
-        "destroy": session.destroy,
-        "regenerate": session.regenerate,
-        "none": lambda: None,
-    }[edit]()
-    plan = manager.plan(session) or Plan()
-
-    expected = {"change": "save", "new": "create", "regenerate": "regenerate"}
-    assert expected.get(edit) == plan.verb
-    assert (edit == "destroy") == bool(plan.doomed)
-
-
-async def test_size_is_bounded_to_the_byte():
-    """64 KiB by default, and one byte more is refused with both numbers (ST-3)."""
-    manager = make_manager()
-    session = await load_session(manager, [])
-    session["a"] = "x" * (65536 - 8)
-    assert manager.plan(session)
-    session["a"] += "x"
-    with pytest.raises(
-        SessionDataError, match="65537 bytes of JSON, and max_data_size"
-    ):
-        manager.plan(session)
-
-
-async def test_a_refused_size_leaves_the_row():
-    """What was stored stays as it was (ST-2)."""
+async def test_an_id_that_the_store_does_not_know_is_never_adopted():
+    """It is looked for, not found, and another one is made (ID-3)."""
     store = CountingStore()
-    manager = make_manager(store, max_data_size=100)
-    session = await started(manager, a="x" * 50)
-    session["b"] = "x" * 50
-    with pytest.raises(SessionDataError):
-        manager.plan(session)
-    again = await load_session(manager, [header(manager, session._record.id)])
-
-    assert {"a": "x" * 50} == dict(again)
-
-
-async def test_a_lost_session_is_told_only_to_who_changed_it():
-    """`SessionGone` for a change or a new id; nothing for a renewal (LC-3)."""
-    clock = Clock()
-    store = CountingStore(clock=clock)
     manager = make_manager(store)
-    for edit, told in (("change", True), ("regenerate", True), ("renew", False)):
-        session = await started(manager)
-        await store.revoke_all()
-        if edit == "change":
-            session["a"] = 2
-        elif edit == "regenerate":
-            session.regenerate()
-        else:
-            clock.now += 60
-            session = session.__class__(
-                manager, session._record._replace(now=clock.now), session.cookie
-            )
-        plan = manager.plan(session)
-        if told:
-            with pytest.raises(SessionGone):
-                await manager.commit(session, plan)
-        else:
-            await manager.commit(session, plan)
-        assert session.is_new
-        assert 0 == len(store)
+    unknown = new_handle() + new_secret()
+    session = await load_session(manager, [header(manager, unknown)])
+    assert ["load"] == store.calls
+    session["a"] = 1
+    await manager.commit(session)
+
+    assert session.handle != unknown[:12]
+    assert unknown not in manager.cookies(session)[0]
 
 
-async def test_expired_rows_are_not_written():
-    """Neither saved nor renewed nor given a new id (LC-8)."""
+async def test_a_handle_alone_opens_nothing():
+    """Whoever reads it in a list, and makes up a secret, is a stranger."""
+    manager = make_manager()
+    _, session = await started(manager, user_id=7)
+    made_up = header(manager, session.handle + new_secret())
+
+    assert {} == await load_session(manager, [made_up])
+
+
+async def test_several_cookies_are_loaded_at_once():
+    """One query more for none of them: they wait at the same moment."""
+
+    class Together(MemorySessionStore):
+        waiting = most = 0
+
+        async def load(self, *args: Any, **options: Any) -> Any:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            await asyncio.sleep(0)
+            self.waiting -= 1
+            return await super().load(*args, **options)
+
+    store = Together()
+    manager = make_manager(store)
+    ids = [new_handle() + new_secret() for _ in range(3)]
+    twins = [ids[0][:12] + new_secret() for _ in range(3)]
+    await load_session(manager, [header(manager, one) for one in (*ids, *twins)])
+
+    assert 3 == store.most
+
+
+async def test_what_has_ended_by_the_options_of_today_is_gone():
+    """The store would still have it; its cookie is cleared."""
     clock = Clock()
-    store = CountingStore(clock=clock)
-    manager = make_manager(store, max_age=60)
-    for edit in (lambda s: s.update(a=2), lambda s: s.regenerate()):
-        session = await started(manager)
-        edit(session)
-        plan = manager.plan(session)
-        clock.now += 61
-        with pytest.raises(SessionGone):
-            await manager.commit(session, plan)
-        assert 0 == len(store)
+    store = MemorySessionStore(clock=clock)
+    before, after = make_manager(store), make_manager(store, max_age=60)
+    cookie, _ = await started(before)
+    clock.now += 61
+    session = await load_session(after, [cookie])
+
+    assert session.is_new
+    assert "Max-Age=0" in after.cookies(session)[0]
 
 
 async def test_the_old_id_is_honoured_for_the_grace_only():
-    """Then it is a sign of theft: anonymous, reported, its cookie untouched (LC-1)."""
+    """
+    Then it is a sign of theft: anonymous, reported, its cookie untouched (LC-1).
+    Changed: the grace begins when the new one was shown, and the former one gets no
+    cookie.
+    """
     clock = Clock()
-    store = CountingStore(clock=clock)
-    manager = make_manager(store, regenerate_grace=5)
     reused: list[RetiredId] = []
 
     async def note(retired):
         reused.append(retired)
 
-    manager._on_reuse = note
-    session = await started(manager, user_id=7)
-    old = header(manager, session._record.id)
+    manager = make_manager(
+        CountingStore(clock=clock), regenerate_grace=5, on_reuse=note
+    )
+    old, session = await started(manager, user_id=7)
     session.regenerate()
-    await manager.commit(session, manager.plan(session))
+    await manager.commit(session)
+    clock.now += 60
+    assert {"user_id": 7} == await load_session(manager, [old])
+    shown = await load_session(manager, [cookie_of(manager, session)])
+    await manager.commit(shown)
     clock.now += 4
     moved = await load_session(manager, [old])
-    assert {"user_id": 7} == dict(moved)
-    assert 1 == len(manager.cookies(moved))
+    assert {"user_id": 7} == moved
+    await manager.commit(moved)
+    assert [] == manager.cookies(moved)
     clock.now += 2
     late = await load_session(manager, [old])
 
@@ -180,14 +158,156 @@ async def test_the_old_id_is_honoured_for_the_grace_only():
     assert retired.handle == session.handle
 
 
-async def test_sealed_sessions_raise_for_what_needs_a_cookie():
-    """Decided before anything is written (T9)."""
+# -- the cookies of a response ---------------------------------------------------------
+
+
+async def test_a_cookie_leaves_only_with_a_new_secret():
+    """Created and regenerated: yes. Read, written, renewed in the row: no (once)."""
+    clock = Clock()
+    manager = make_manager(MemorySessionStore(clock=clock))
+    cookie, session = await started(manager)
+    assert [] == manager.cookies(session)
+    session["a"] = 2
+    await manager.commit(session)
+    assert [] == manager.cookies(session)
+    clock.now += 60
+    session = await load_session(manager, [cookie])
+    await manager.commit(session)
+    assert [] == manager.cookies(session)
+    session.regenerate()
+    assert [] == manager.cookies(session)
+    await manager.commit(session)
+    assert cookie != cookie_of(manager, session)
+
+
+async def test_every_request_renews_with_renew_0():
+    """Compas's `overwrite`, to the letter: a new cookie each time (DESIGN.md, 3)."""
+    manager = make_manager(renew=0)
+    cookie, _ = await started(manager)
+    seen = {cookie}
+    for _ in range(3):
+        session = await load_session(manager, [cookie])
+        assert manager.pending(session)
+        await manager.commit(session)
+        cookie = cookie_of(manager, session)
+        seen.add(cookie)
+
+    assert 4 == len(seen)
+
+
+async def test_a_failed_request_clears_only_what_it_has_ended():
+    """An error page leaves a cookie alone that was merely found dead."""
     manager = make_manager()
-    session = await load_session(manager, [])
+    cookie, session = await started(manager)
+    session.destroy()
+    await manager.commit(session)
+    assert "Max-Age=0" in manager.cookies(session, failed=True)[0]
+    dead = await load_session(manager, [cookie])
+
+    assert [] == manager.cookies(dead, failed=True)
+    assert "Max-Age=0" in manager.cookies(dead)[0]
+
+
+async def test_twins_are_cleared_with_the_next_cookie():
+    """In both forms, and before the new one is set (bothforms)."""
+    manager = make_manager()
+    old, session = await started(manager)
+    session.regenerate()
+    await manager.commit(session)
+    new = cookie_of(manager, session)
+    twins = await load_session(manager, [old, new])
+    assert {"a": 1} == twins
+    twins.regenerate()
+    await manager.commit(twins)
+    [*cleared, last] = manager.cookies(twins)
+
+    assert all("Max-Age=0" in text for text in cleared)
+    assert "Max-Age=518400" in last
+
+
+async def test_the_public_cookie_goes_with_the_sessions():
+    """Set, renewed, cleared in the same response, and at no other time."""
+    manager = make_manager(keep_public_cookie=True)
+    session = Session(manager)
     session["a"] = 1
-    session._sealed = "the headers have left"
+    await manager.commit(session)
+    own, public = manager.cookies(session)
+    assert public.startswith(f"{NAME}.public=truthy; Max-Age=518400; ")
+    again = await load_session(manager, [own.partition(";")[0]])
+    assert [] == manager.cookies(again)
+    again.destroy()
+    await manager.commit(again)
+    cleared = manager.cookies(again)
+
+    assert [NAME, f"{NAME}.public"] == [text.partition("=")[0] for text in cleared]
+
+
+async def test_an_old_key_is_replaced_even_without_overwrite():
+    """
+    Re-signed is one of the reasons to send the cookie (SG-6). Changed: with a new
+    secret, as every cookie.
+    """
+    store = CountingStore()
+    old = make_manager(store, overwrite=False)
+    cookie, _ = await started(old)
+    new = make_manager(store, keys=(NEWER_KEY, KEY), overwrite=False)
+    loaded = await load_session(new, [cookie])
+    assert new.pending(loaded)
+    await new.commit(loaded)
+    again = cookie_of(new, loaded)
+
+    signed = new.keys.verify(NAME, again.partition("=")[2], 1000)
+    assert signed is not None
+    assert not signed.old_key
+    assert loaded.handle is not None
+    assert signed.value.startswith(loaded.handle.encode())
+    loaded = await load_session(new, [again])
+    await new.commit(loaded)
+    assert [] == new.cookies(loaded)
+
+
+async def test_unsigned_ids_are_sent_as_they_are():
+    """36 characters of base64url, which need no quotes."""
+    manager = make_manager(signed=False)
+    cookie, session = await started(manager)
+
+    assert {"a": 1} == session
+    value = cookie.partition("=")[2]
+    assert 36 == len(value)
+    assert value.startswith(session.handle)
+
+
+async def test_a_session_made_after_the_headers_raises():
+    """Decided before anything is written (T9)."""
+    store = CountingStore()
+    manager = make_manager(store)
+    session = Session(manager)
+    session["a"] = 1
+    session.life.headers_left("the headers have left")
+    assert manager.pending(session)
     with pytest.raises(ResponseAlreadySent):
-        manager.plan(session)
+        await manager.commit(session)
+
+    assert [] == store.calls
+
+
+async def test_log_lines_show_the_handle_and_no_secret(caplog):
+    """Created, regenerated, destroyed (LG-1, LG-2)."""
+    caplog.set_level("DEBUG")
+    secrets = [new_secret() for _ in range(2)]
+    drawn = iter(secrets)
+    manager = make_manager(draw_secret=lambda: next(drawn))
+    _, session = await started(manager)
+    handle = session.handle
+    session.regenerate()
+    await manager.commit(session)
+    session.destroy()
+    await manager.commit(session)
+
+    for event in ("created", "regenerated", "destroyed"):
+        assert f"session {handle} {event}" in caplog.text
+    for secret in secrets:
+        assert secret not in caplog.text
 
 
 # -- trouble ---------------------------------------------------------------------------
@@ -198,7 +318,7 @@ class Broken(CountingStore):
         super().__init__()
         self.error = error
 
-    async def load(self, session_id):
+    async def load(self, handle, **options):
         raise self.error
 
 
@@ -215,8 +335,9 @@ class Broken(CountingStore):
 async def test_whatever_fails_is_a_store_error(error, becomes):
     """No trouble passes for an anonymous visitor, nor shows a secret (LG-4, T18)."""
     manager = make_manager(Broken(error))
+    unknown = header(manager, new_handle() + new_secret())
     with pytest.raises(StoreError) as caught:
-        await load_session(manager, [header(manager, new_id())])
+        await load_session(manager, [unknown])
 
     assert becomes is type(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -226,21 +347,21 @@ async def test_a_store_that_does_not_answer_is_given_up():
     """After `timeout` seconds, with a sentence that says so."""
     store = TroubledStore()
     manager = make_manager(store, timeout=0.05)
-    session = await started(manager)
+    _, session = await started(manager)
     store.gate.clear()
     session["a"] = 2
     with pytest.raises(StoreUnavailable, match=r"within 0\.05 seconds"):
-        await manager.commit(session, manager.plan(session))
+        await manager.commit(session)
 
 
 async def test_a_cancelled_request_is_cancelled():
     """Our own cancellation is no trouble of the store."""
     store = TroubledStore()
     manager = make_manager(store)
-    session = await started(manager)
+    _, session = await started(manager)
     store.gate.clear()
     session["a"] = 2
-    task = asyncio.ensure_future(manager.commit(session, manager.plan(session)))
+    task = asyncio.ensure_future(manager.commit(session))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
@@ -248,48 +369,379 @@ async def test_a_cancelled_request_is_cancelled():
         await task
 
 
-async def test_ids_that_are_always_taken_are_an_error():
-    """Three draws, and then the fault is named (ID-6)."""
-    store = CountingStore()
-    manager = make_manager(store, new_id=lambda: "t" * 24)
-    await started(manager)
-    store.calls.clear()
-    session = await load_session(manager, [])
-    session["b"] = 1
-    with pytest.raises(StoreError, match="random session ids in a row were taken"):
-        await manager.commit(session, manager.plan(session))
-
-    assert ["create"] * 3 == store.calls
+# -- reading again ---------------------------------------------------------------------
 
 
-async def test_log_lines_do_not_show_ids(caplog):
-    """Created, regenerated, destroyed: by a keyed hash (LG-1, LG-2)."""
-    caplog.set_level("DEBUG")
+async def test_reload_takes_what_others_wrote():
+    """Unsaved changes are dropped; a new session becomes empty."""
     manager = make_manager()
-    session = await started(manager)
-    shown = [session._record.id]
+    cookie, session = await started(manager)
+    other = await load_session(manager, [cookie])
+    other["b"] = 2
+    await manager.commit(other)
+    session["a"] = 5
+    await session.reload()
+    assert {"a": 1, "b": 2} == session
+    assert not session.modified
+    session.max_age = 60
+    await session.reload()
+    assert not session.modified
+    new = Session(manager)
+    new["a"] = 1
+    await new.reload()
+
+    assert {} == new
+
+
+@pytest.mark.parametrize("user", [None, 7])
+async def test_reload_of_what_has_ended_or_is_another_visitors(user):
+    """`SessionGone`, and nothing of the other's is shown."""
+    manager = make_manager()
+    cookie, session = await started(manager)
+    other = await load_session(manager, [cookie])
+    if user is None:
+        other.destroy()
+    else:
+        other["user_id"] = user
+    await manager.commit(other)
+    with pytest.raises(SessionGone):
+        await session.reload()
+
+    assert {} == session
+    assert [] == manager.cookies(session)
+
+
+async def test_a_socket_is_closed_when_its_session_is_no_more_its_own():
+    """Ended, or another visitor's; not for a new secret, and not in an outage."""
+    store = TroubledStore()
+    manager = make_manager(store)
+    cookie, socket = await started(manager)
+    assert await manager.why_ended(socket) is None
+    session = await load_session(manager, [cookie])
     session.regenerate()
-    await manager.commit(session, manager.plan(session))
-    shown.append(session._record.id)
+    await manager.commit(session)
+    assert await manager.why_ended(socket) is None
+    store.failing = "load"
+    assert await manager.why_ended(socket) is None
+    store.failing = ""
+    session["user_id"] = 7
+    await manager.commit(session)
+    assert "the visitor has signed in or out" == await manager.why_ended(socket)
     session.destroy()
-    await manager.commit(session, manager.plan(session))
+    await manager.commit(session)
 
-    for event in ("created", "regenerated", "destroyed"):
-        assert event in caplog.text
-    for session_id in shown:
-        assert session_id not in caplog.text
+    assert "the session has ended" == await manager.why_ended(socket)
+    assert "the session has ended" == await manager.why_ended(session)
 
 
-async def test_an_old_key_is_replaced_even_without_overwrite():
-    """ "Re-signed" is one of the reasons to send the cookie (SG-6)."""
+# -- increment() -----------------------------------------------------------------------
+
+
+async def test_each_increment_counts_once():
+    """Of many at once each gets its own sum; absent counts as 0."""
     store = CountingStore()
-    old = make_manager(store, overwrite=False)
-    session = await started(old)
-    new = make_manager(store, keys=(NEWER_KEY, KEY), overwrite=False)
-    loaded = await load_session(new, [header(old, session._record.id)])
-    [cookie] = new.cookies(loaded)
+    manager = make_manager(store)
+    cookie, _ = await started(manager)
+    sessions = [await load_session(manager, [cookie]) for _ in range(5)]
+    sums = await asyncio.gather(*(one.increment("n", 2) for one in sessions))
 
-    value = cookie.partition(";")[0].partition("=")[2]
-    assert new.keys.verify(NAME, value, 1000) == (session._record.id.encode(), False)
-    again = await load_session(new, [cookie.partition(";")[0]])
-    assert [] == new.cookies(again)
+    assert [2, 4, 6, 8, 10] == sorted(sums)
+    again = await load_session(manager, [cookie])
+    assert {"a": 1, "n": 10} == again
+    for one in sessions:
+        assert not one.modified
+        assert one["n"] in sums
+
+
+async def test_an_increment_takes_what_was_set_before_along():
+    """An unsaved change of that key is saved first; of others it waits for the end."""
+    store = CountingStore()
+    manager = make_manager(store)
+    _, session = await started(manager, a=1, n=1)
+    session["b"] = 1
+    store.calls.clear()
+    assert 2 == await session.increment("n")
+    assert ["increment"] == store.calls
+    session["n"] = 10
+    assert 11.5 == await session.increment("n", 1.5)
+    del session["n"]
+    assert 1 == await session.increment("n")
+    session.replace({"n": 7})
+    assert 8 == await session.increment("n")
+    await manager.commit(session)
+
+    assert {"n": 8} == session
+    [row] = store._rows.values()
+    assert {"n": "8"} == row.data
+
+
+async def test_an_increment_in_a_new_session_is_a_change():
+    """Saved at the end; and so it is inside of `lock()`."""
+    store = CountingStore()
+    manager = make_manager(store)
+    session = Session(manager)
+    assert 1 == await session.increment("n")
+    assert [] == store.calls
+    await manager.commit(session)
+    async with session.lock():
+        assert 3 == await session.increment("n", 2)
+    [row] = store._rows.values()
+
+    assert {"n": "3"} == row.data
+
+
+@pytest.mark.parametrize("value", ["x", True, None, [1], {"n": 1}])
+async def test_only_numbers_are_added_to(value):
+    """In the store and in a new session; the value stays."""
+    manager = make_manager()
+    _, stored = await started(manager, n=value)
+    new = Session(manager)
+    new["n"] = value
+    for session in (stored, new):
+        with pytest.raises(SessionDataError, match="n"):
+            await session.increment("n")
+        assert value == session["n"]
+        with pytest.raises(SessionDataError, match="cannot be added"):
+            await session.increment("m", "1")  # type: ignore[arg-type]
+        with pytest.raises(SessionDataError):
+            await session.increment("m", float("nan"))
+
+
+async def test_who_the_visitor_is_is_no_counter():
+    """user_id = 7, plus one, would be another user."""
+    _, session = await started(make_manager(), user_id=7)
+    with pytest.raises(SessionDataError, match="user_id"):
+        await session.increment("user_id")
+
+
+async def test_an_increment_of_what_is_gone():
+    """Ended, another visitor's, or a stranger's: `SessionGone`."""
+    manager = make_manager()
+    cookie, session = await started(manager)
+    other = await load_session(manager, [cookie])
+    other["user_id"] = 7
+    await manager.commit(other)
+    stranger = await load_session(manager, [cookie])
+    for one in (session, stranger):
+        with pytest.raises(SessionGone):
+            await one.increment("n")
+    assert {"a": 1, "user_id": 7} == await load_session(
+        manager, [cookie_of(manager, other)]
+    )
+
+
+async def test_an_increment_while_the_session_ends():
+    """What was counted was counted; the new session knows nothing of it."""
+    store = TroubledStore()
+    manager = make_manager(store)
+    _, session = await started(manager)
+    store.gate.clear()
+    store.writing.clear()
+    task = asyncio.ensure_future(session.increment("n"))
+    await store.writing.wait()
+    session.destroy()
+    store.gate.set()
+    assert 1 == await task
+    await manager.commit(session)
+
+    assert {} == session
+    assert 0 == len(store)
+
+
+# -- lock() ----------------------------------------------------------------------------
+
+
+async def test_a_block_is_saved_at_its_end_or_not_at_all():
+    """Fresh data in; an exception leaves the session as the store has it."""
+    manager = make_manager()
+    cookie, session = await started(manager, n=1)
+    other = await load_session(manager, [cookie])
+    other["n"] = 2
+    await manager.commit(other)
+    session["before"] = 1
+    async with session.lock():
+        assert 2 == session["n"]
+        assert 1 == session["before"]
+        session["n"] += 1
+    with pytest.raises(ZeroDivisionError):
+        async with session.lock():
+            session["n"] = 99
+            session.max_age = 60
+            session.regenerate()
+            raise ZeroDivisionError
+    assert {"n": 3, "before": 1} == session
+    assert not session.modified
+    with pytest.raises(ZeroDivisionError):
+        async with session.lock():
+            session.destroy()
+            raise ZeroDivisionError
+    await manager.commit(session)
+
+    assert {"n": 3, "before": 1} == await load_session(manager, [cookie])
+    assert [] == manager.cookies(session)
+
+
+async def test_a_block_of_a_new_session_is_undone():
+    """As any other; what was set before it stays."""
+    manager = make_manager()
+    session = Session(manager)
+    session["a"] = [1]
+    with pytest.raises(ZeroDivisionError):
+        async with session.lock():
+            session["a"].append(2)
+            session["b"] = 1
+            raise ZeroDivisionError
+    assert {"a": [1]} == session
+    assert session.is_new
+    await manager.commit(session)
+    assert {"a": [1]} == await load_session(manager, [cookie_of(manager, session)])
+
+
+async def test_a_block_signs_in():
+    """With the locked secret: a new one, and another epoch, in one transaction."""
+    store = MemorySessionStore()
+    manager = make_manager(store)
+    old, session = await started(manager)
+    async with session.lock():
+        session["user_id"] = 7
+    [row] = store._rows.values()
+
+    assert ("7", 1) == (row.user_id, row.epoch)
+    assert {} == await load_session(manager, [old])
+    assert session == await load_session(manager, [cookie_of(manager, session)])
+
+
+async def test_a_block_ends_the_session_and_begins_another():
+    """The end is in the block; what follows it is made after it."""
+    store = MemorySessionStore()
+    manager = make_manager(store)
+    _, session = await started(manager)
+    async with session.lock():
+        session.destroy()
+        session["fresh"] = 1
+    assert 0 == len(store)
+    await manager.commit(session)
+
+    assert {"fresh": 1} == await load_session(manager, [cookie_of(manager, session)])
+
+
+async def test_a_lock_on_what_is_gone():
+    """`SessionGone` before the block: ended, another visitor's, a stranger's."""
+    manager = make_manager()
+    cookie, session = await started(manager)
+    other = await load_session(manager, [cookie])
+    other["user_id"] = 7
+    await manager.commit(other)
+    stranger = await load_session(manager, [cookie])
+    for one in (session, stranger):
+        with pytest.raises(SessionGone):
+            async with one.lock():
+                pytest.fail("inside of the block")
+        assert {} == one
+
+
+async def test_a_lock_that_does_not_come():
+    """`LockTimeout`; with 0 it is had at once or not at all."""
+    manager = make_manager()
+    cookie, session = await started(manager)
+    other = await load_session(manager, [cookie])
+    other["b"] = 1
+    async with session.lock(timeout=0):
+        for seconds in (0, 0.01):
+            with pytest.raises(LockTimeout):
+                async with other.lock(timeout=seconds):
+                    pytest.fail("inside of the block")
+    async with other.lock(timeout=0):
+        pass
+
+    assert {"a": 1, "b": 1} == await load_session(manager, [cookie])
+
+
+@pytest.mark.parametrize(
+    "call", [lambda s: s.save(), lambda s: s.reload(), lambda s: s.lock().__aenter__()]
+)
+async def test_what_cannot_be_inside_of_a_block(call):
+    """A deadlock with oneself is refused, not waited for."""
+    _, session = await started(make_manager())
+    async with session.lock():
+        with pytest.raises(SessionError, match="lock\\(\\)"):
+            await call(session)
+
+
+async def test_the_tasks_of_one_request_go_one_after_the_other():
+    """While a block is open, another task of the request waits for its end."""
+    _, session = await started(make_manager(), n=0)
+
+    async def add():
+        async with session.lock():
+            before = session["n"]
+            await asyncio.sleep(0.001)
+            session["n"] = before + 1
+
+    await asyncio.gather(add(), add(), session.increment("n"), session.save(), add())
+    assert 4 == session["n"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda s: s.save(), SessionError),
+        (lambda s: s.reload(), SessionError),
+        (lambda s: s.increment("n"), SessionError),
+        (lambda s: s.lock(timeout=0.02).__aenter__(), LockTimeout),
+    ],
+)
+async def test_a_block_that_waits_for_its_own_tasks_is_no_hang(call, error):
+    """`gather` inside of it starts tasks, and each waits for the block's end."""
+    _, session = await started(make_manager(timeout=0.02), n=0)
+    async with asyncio.timeout(10):
+        with pytest.raises(error, match="lock"):
+            async with session.lock():
+                await asyncio.gather(call(session))
+
+    async with session.lock():
+        session["n"] = 1
+
+
+# -- the user's sessions ---------------------------------------------------------------
+
+
+async def test_devices_and_ending_the_others():
+    """Listed with this one marked; all but this one end. What is new is saved first."""
+    store = CountingStore()
+    manager = make_manager(store)
+    others = [await started(manager, user_id=7) for _ in range(2)]
+    _, somebody = await started(manager, user_id=8)
+    session = Session(manager)
+    session["user_id"] = "7"
+    session.client = ("Firefox", "192.0.2.1")
+    assert 2 == await session.end_others()
+    [info] = await session.devices()
+
+    assert (session.handle, True, "7") == (info.handle, info.current, info.user_id)
+    assert ("Firefox", "192.0.2.1") == (info.user_agent, info.address)
+    for cookie, _ in others:
+        assert (await load_session(manager, [cookie])).is_new
+    assert 1 == len(await somebody.devices())
+
+
+async def test_nobody_has_no_devices():
+    """An anonymous visitor's others would be everybody's."""
+    _, session = await started(make_manager())
+    with pytest.raises(SessionDataError, match="nobody is signed in"):
+        await session.devices()
+    with pytest.raises(SessionDataError, match="nobody is signed in"):
+        await session.end_others()
+
+
+async def test_a_store_that_knows_no_users():
+    """It can serve, and says what it cannot."""
+
+    class Plain:
+        load = create = save = regenerate = increment = delete = lock = None
+
+    manager = make_manager(Plain())
+    session = Session(manager)
+    session["user_id"] = 7
+    with pytest.raises(SessionError, match="Plain cannot"):
+        await session.devices()

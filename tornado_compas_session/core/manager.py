@@ -43,6 +43,7 @@ from tornado_compas_session.core.types import (
     known_user,
 )
 from tornado_compas_session.exceptions import (
+    LockTimeout,
     SessionDataError,
     SessionError,
     SessionGone,
@@ -202,12 +203,12 @@ class SessionManager:
 
     async def save(self, session: Session) -> None:
         """Commits what changed so far; see `Session.save`."""
-        self._check_outside(session, "save()")
+        await self._outside(session, "save()")
         await self.commit(session, automatic=False)
 
     async def reload(self, session: Session) -> None:
         """Takes the session afresh; see `Session.reload`."""
-        self._check_outside(session, "reload()")
+        await self._outside(session, "reload()")
         async with session.busy():
             life = session.life
             record = life.record
@@ -236,6 +237,7 @@ class SessionManager:
         text = encode(by, key)
         if self._is_inside(session) or (life.record is None and not life.strange):
             return _add(session, key, by)
+        await self._outside(session, "increment()")
         async with session.busy():
             if not session.ledger.untouched:
                 changed = session.ledger.difference(session)
@@ -307,6 +309,8 @@ class SessionManager:
     async def _lock(self, session: Session, timeout: float) -> AsyncIterator[None]:
         if self._is_inside(session):
             raise SessionError("lock() is open already; it cannot be nested")
+        if session.locked and not await self._block_ends(session, timeout):
+            raise LockTimeout
         async with session.busy():
             session.planned = None
             session.locked, session.busy_task = True, asyncio.current_task()
@@ -375,12 +379,26 @@ class SessionManager:
         """Whether the caller is inside of the block of `lock()` that is open now."""
         return session.locked and session.busy_task is asyncio.current_task()
 
-    def _check_outside(self, session: Session, call: str) -> None:
+    async def _outside(self, session: Session, call: str) -> None:
+        """Waits for the end of a block of `lock()`, if it is not the caller's own."""
         if self._is_inside(session):
             raise SessionError(
                 f"inside lock() the session is saved at the end of the block; leave "
                 f"the call of {call} out"
             )
+        seconds = self.options.timeout
+        if session.locked and not await self._block_ends(session, seconds):
+            raise SessionError(
+                f"{call} has waited {seconds:g} seconds for the end of a block of "
+                "lock() of this request; does the block wait for this task?"
+            )
+
+    async def _block_ends(self, session: Session, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds), session.busy():
+                return True
+        except TimeoutError:
+            return False
 
     def lifetime(self, session: Session) -> tuple[int, int | None]:
         """The idle and the absolute lifetime of a session, its own ones first."""
