@@ -193,7 +193,7 @@ async def serve(
 ) -> None:
     """One process: serves until it is told to stop, then finishes its requests."""
     stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     # Tornado's own limits are an hour and 100 MB; and nothing here takes uploads.
     httputil.set_parse_body_config(
@@ -269,6 +269,12 @@ class _Watched(httputil.HTTPMessageDelegate):
         self.delegate.on_connection_close()
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Ctrl-C, `kill`, and a terminal that is closed; not where `nohup` has a say."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * hangs_up
+
+
 def fork(processes: int, sockets: list[socket.socket]) -> None:
     """Returns in each of so many children; the parent ends when all have ended."""
     children: set[int] = set()
@@ -283,7 +289,7 @@ def fork(processes: int, sockets: list[socket.socket]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = stop_signals()
     for number in signals:
         signal.signal(number, stop)
     failed = 0

@@ -9,11 +9,9 @@ import asyncio
 import inspect
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +20,7 @@ import pytest
 from psycopg import sql
 from tornado.ioloop import IOLoop
 
+from tests.clusters import Cluster, cluster_folder
 from tests.ports import free_port as _free_port
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres
@@ -31,7 +30,7 @@ DATABASE_URL = os.environ.get("DATABASE_URL")
 pytest_plugins = ["tests.pace"]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
-ClusterMaker = Callable[..., EmbeddedPostgres]
+ClusterMaker = Callable[..., Cluster]
 
 
 # -- the environment -------------------------------------------------------------------
@@ -60,19 +59,6 @@ def free_port() -> int:
 
 
 # -- the database ----------------------------------------------------------------------
-
-
-def cluster_folder() -> TemporaryDirectory[str]:
-    """
-    A folder for a server. Not `tmp_path`: whenever a pytest of the same user starts, it
-    closes the folder above that to others, and root's servers run as another user.
-
-    In memory where there is enough: a database takes 10 ms to make there, and up to
-    200 ms on a disk that is slow at new files.
-    """
-    memory = Path("/dev/shm")
-    enough = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 10**9
-    return TemporaryDirectory(prefix="compas-tests-", dir=memory if enough else None)
 
 
 class Databases:
@@ -155,18 +141,16 @@ def make_cluster(request: pytest.FixtureRequest) -> Iterator[ClusterMaker]:
     """
     Makes further servers, for tests that crash, freeze or replace theirs; durable ones.
 
-    Takes the arguments of `EmbeddedPostgres` but the folder, and `standby_of` another
+    Takes the arguments of `Cluster` but the folder, and `standby_of` another
     server. They are not started yet, and end with the test.
     """
     with ExitStack() as stack:
 
-        def make(
-            *, standby_of: EmbeddedPostgres | None = None, **options: Any
-        ) -> EmbeddedPostgres:
+        def make(*, standby_of: Cluster | None = None, **options: Any) -> Cluster:
             folder = stack.enter_context(cluster_folder())
             if standby_of is None:
                 options.setdefault("bin_dir", request.config.getoption("--postgres"))
-                cluster = EmbeddedPostgres(folder, **options)
+                cluster = Cluster(folder, **options)
             else:
                 cluster = standby_of.standby(folder, **options)
             stack.callback(cluster.stop, "kill")

@@ -115,6 +115,7 @@ def the_documented_flow(visitor: Visitor) -> None:
     assert (400, NOT_INITIALIZED) == (late.status, late.json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "momoko"])
 def test_the_documented_flow_through_each_driver(database, driver):
     """Init, increment, read, destroy: the same answers, whatever the pool."""
@@ -491,10 +492,11 @@ def test_it_says_in_three_lines_where_to_look(database):
     assert "hunter2" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_it_stops_cleanly(database, number, processes):
-    """Ctrl-C and SIGTERM: exit code 0, nothing on the screen, nobody left behind."""
+    """Ctrl-C, `kill`, a closed terminal: code 0, nothing said, nobody left behind."""
     with start_example("--database-url", database, "--processes", processes) as server:
         visitor = Visitor(server.url)
         visitor.post("/counter/init")
@@ -506,6 +508,7 @@ def test_it_stops_cleanly(database, number, processes):
         visitor.get("/_health")
 
 
+@pytest.mark.slow
 def test_the_counter_survives_a_restart(database):
     """The session is in the database, and the cookie is signed by the same key."""
     with start_example("--database-url", database) as server:
@@ -519,6 +522,7 @@ def test_the_counter_survives_a_restart(database):
         assert {"value": 3} == visitor.get("/counter").json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_requests_under_way_are_finished(database, processes):
     """SIGTERM while an increment waits: it is counted, answered, and then it ends."""
@@ -544,6 +548,7 @@ def test_requests_under_way_are_finished(database, processes):
         assert 0 == server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_restarts_under_load_lose_nothing(database, free_port, processes):
     """SIGTERM, three times, while eight clients count: every number came out once."""
@@ -617,6 +622,7 @@ def wait_until_refused(url: str) -> None:
     raise AssertionError("the server still takes connections")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced(database):
     """With more than one process, a crash of one is no end."""
     with start_example("--database-url", database, "--processes", "2") as server:
@@ -684,6 +690,7 @@ def test_it_starts_while_the_database_is_away(free_port):
         assert 0 == server.stop()
 
 
+@pytest.mark.slow
 def test_alone_on_a_fresh_machine(tmp_path, monkeypatch):
     """
     Without any variable and any database it brings its own, keeps it in .pgdata/, and

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import psycopg
 import pytest
 
+from tests.clusters import Cluster, StopMode, cluster_folder
 from tornado_compas_session.testing.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
@@ -20,7 +24,7 @@ from tornado_compas_session.testing.embedded import (
 
 pytestmark = pytest.mark.slow
 
-ClusterMaker = Callable[..., EmbeddedPostgres]
+ClusterMaker = Callable[..., Cluster]
 
 SECOND_PROCESS = """
 import sys
@@ -87,25 +91,27 @@ def test_data_outlive_the_server(make_cluster: ClusterMaker) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
-def test_restart_keeps_port_and_data(make_cluster: ClusterMaker, mode: str) -> None:
+def test_restart_keeps_port_and_data(
+    make_cluster: ClusterMaker, mode: StopMode
+) -> None:
     """However it stopped, it comes back on the same port with what was committed."""
     cluster = make_cluster().start()
     port = cluster.port
     ask(cluster, "CREATE TABLE kept AS SELECT 7 AS value")
-    cluster.restart(mode)  # type: ignore[arg-type]
+    cluster.restart(mode)
 
     assert (port, 7) == (cluster.port, ask(cluster, "SELECT value FROM kept"))
 
 
-def test_stop_leaves_no_process_and_no_socket(make_cluster: ClusterMaker) -> None:
+def test_stop_leaves_no_process(make_cluster: ClusterMaker) -> None:
     """Nothing of the server is left but its folder."""
     cluster = make_cluster().start()
-    pid, sockets = cluster.pid, cluster.socket_dir
+    pid = cluster.pid
     pids = [pid, *(child.pid for child in psutil.Process(pid).children())]
     cluster.stop()
 
     assert [] == [pid for pid in pids if runs(pid)]
-    assert not sockets.exists()
+    assert not cluster.running
 
 
 def test_settings_are_the_servers(make_cluster: ClusterMaker) -> None:
@@ -118,13 +124,60 @@ def test_settings_are_the_servers(make_cluster: ClusterMaker) -> None:
     )
 
 
-def test_unix_socket(make_cluster: ClusterMaker) -> None:
-    """The server can be reached by its socket as well."""
-    cluster = make_cluster().start()
-    with psycopg.connect(
-        host=str(cluster.socket_dir), port=cluster.port, user="postgres"
-    ) as connection:
-        assert (1,) == connection.execute("SELECT 1").fetchone()
+def test_long_folders_are_no_obstacle(
+    make_cluster: ClusterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a long TMPDIR: the path of a unix socket would be too long for both."""
+    with TemporaryDirectory(prefix="compas-" + 100 * "x") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        Path(folder).chmod(0o711)
+        cluster = Cluster(Path(folder, 100 * "y"))
+        with cluster:
+            assert 1 == ask(cluster, "SELECT 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_signals_that_end_us_end_the_server(
+    make_cluster: ClusterMaker, number: signal.Signals
+) -> None:
+    """A terminal that is closed leaves no server behind."""
+    with second_process(make_cluster()) as other:
+        server = pid_told_by(other)
+        other.send_signal(number)
+        assert 128 + number == other.wait(30)
+
+    assert not runs(server)
+
+
+def test_what_handles_or_ignores_a_signal_stays(make_cluster: ClusterMaker) -> None:
+    """`nohup` keeps its promise, and an application its own handlers."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        make_cluster().start()
+        assert signal.SIG_IGN == signal.getsignal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    """What initdb says besides is how far it came, and of no use."""
+    initdb = tmp_path / "bin" / "initdb"
+    initdb.parent.mkdir()
+    initdb.write_text(
+        "#!/bin/sh\n"
+        "for step in 1 2 3 4 5 6 7 8 9; do echo performing step $step; done\n"
+        "echo 'initdb: error: could not write to file: No space left on device'\n"
+        "exit 1\n"
+    )
+    initdb.chmod(0o755)
+    with cluster_folder() as folder, pytest.raises(EmbeddedPostgresError) as failed:
+        Cluster(folder, bin_dir=initdb.parent).start()
+
+    expected = (
+        "initdb failed: initdb: error: could not write to file: No space left on device"
+    )
+    assert expected == str(failed.value)
 
 
 def test_second_process_joins_and_the_last_one_stops(

