@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tornado_compas_session.exceptions import SessionGone, StoreError, StoreUnavailable
-from tornado_compas_session.stores.batching import Batcher
+from tornado_compas_session.stores.batching import Batcher, Each, reserve
 
 
 class Database:
@@ -17,10 +17,13 @@ class Database:
 
     def __init__(self) -> None:
         self.sent: list[dict[Any, Any]] = []
+        #: For each batch, the seconds that it may take.
+        self.limits: list[float] = []
         self._answers: list[asyncio.Future[Any]] = []
 
-    async def __call__(self, items: dict[Any, Any]) -> Any:
+    async def __call__(self, items: dict[Any, Any], seconds: float) -> Any:
         self.sent.append(items)
+        self.limits.append(seconds)
         self._answers.append(asyncio.get_running_loop().create_future())
         return await self._answers[-1]
 
@@ -51,14 +54,20 @@ def make(database: Database) -> Maker:
     def make(**options: Any) -> Batcher[Any, Any]:
         limits = {"lanes": 1, "max_batch": 100, "max_waiting": 100, "timeout": 20.0}
         return Batcher(
-            database, **{"share": lambda one, other: False, **limits, **options}
+            database, **{"join": lambda one, other: None, **limits, **options}
         )
 
     return make
 
 
-def submit(batcher: Batcher[Any, Any], *keys: str) -> list[asyncio.Task[Any]]:
-    return [asyncio.ensure_future(batcher.submit(key, f"item {key}")) for key in keys]
+def submit(
+    batcher: Batcher[Any, Any], *keys: str, deadline: float | None = None
+) -> list[asyncio.Future[Any]]:
+    return [batcher.submit(key, f"item {key}", deadline) for key in keys]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def test_an_idle_server_sends_at_once(make: Maker, database: Database):
@@ -122,11 +131,44 @@ async def test_a_key_is_never_twice_in_a_batch(make: Maker, database: Database):
 
 async def test_equal_items_share(make: Maker, database: Database):
     """Several loads of one session are one row of the query."""
-    tasks = submit(make(share=lambda one, other: one == other), "a", "a", "a")
+    tasks = submit(make(join=lambda one, other: one), "a", "a", "a")
     await database.batches(1)
     database.answer(0)
     assert ["a!"] * 3 == await asyncio.gather(*tasks)
     assert [{"a": "item a"}] == database.sent
+
+
+async def test_items_that_join_are_one(make: Maker, database: Database):
+    """Increments of one key add up to one write, and each hears its own sum."""
+    batcher = make(join=lambda one, other: f"{one} + {other}")
+    tasks = submit(batcher, "a", "b", "a", "a")
+    await database.batches(1)
+    assert {"a": "item a + item a + item a", "b": "item b"} == database.sent[0]
+    database.answer(0, {"a": Each((1, SessionGone(), 3))})
+    one, neighbour, gone, three = tasks
+    assert (1, "b!", 3) == (await one, await neighbour, await three)
+    with pytest.raises(SessionGone):
+        await gone
+
+
+async def test_what_cannot_join_waits_for_the_next(make: Maker, database: Database):
+    """In the order in which it came, behind none that came later."""
+    tasks = submit(make(max_batch=2), "a", "a", "b", "a", "c")
+    for number, keys in enumerate((["a", "b"], ["a", "c"], ["a"])):
+        await database.batches(number + 1)
+        assert keys == list(database.sent[number])
+        database.answer(number)
+    assert ["a!", "a!", "b!", "a!", "c!"] == await asyncio.gather(*tasks)
+
+
+async def test_who_leaves_keeps_its_place_in_a_sum(make: Maker, database: Database):
+    """The others' sums are theirs all the same."""
+    batcher = make(join=lambda one, other: one)
+    one, leaves, three = submit(batcher, "a", "a", "a")
+    await database.batches(1)
+    leaves.cancel()
+    database.answer(0, {"a": Each((1, 2, 3))})
+    assert (1, 3) == (await one, await three)
 
 
 async def test_each_waiter_learns_its_own_outcome(make: Maker, database: Database):
@@ -239,6 +281,56 @@ async def test_the_queue_is_bounded(make: Maker, database: Database):
     await database.batches(2)
     database.answer(1)
     await asyncio.gather(*tasks)
+
+
+# -- deadlines -------------------------------------------------------------------------
+
+
+async def test_a_batch_is_told_how_long_it_may_take(make: Maker, database: Database):
+    """Until the first of its deadlines, less what cancelling it may need."""
+    batcher = make()
+    tasks = submit(batcher, "a") + submit(batcher, "b", deadline=now() + 5)
+    await database.batches(1)
+    database.answer(0)
+    await asyncio.gather(*tasks)
+    tasks = submit(batcher, "c")
+    await database.batches(2)
+    database.answer(1)
+    await asyncio.gather(*tasks)
+    first, second = database.limits
+
+    assert 5 - 0.5 == pytest.approx(first, abs=0.3)
+    assert 20 - 0.5 == pytest.approx(second, abs=0.3)
+    assert (0.5, 0.1) == (reserve(20), reserve(1))
+
+
+async def test_what_cannot_end_in_time_is_not_begun(make: Maker, database: Database):
+    """It is refused when its turn comes; the others of the queue go on."""
+    batcher = make()
+    first = submit(batcher, "a")
+    await database.batches(1)
+    late = submit(batcher, "b", deadline=now() + 0.4)
+    (other,) = submit(batcher, "c")
+    database.answer(0)
+    await asyncio.gather(*first)
+    for task in late:
+        with pytest.raises(StoreUnavailable, match="did not answer within 20 seconds"):
+            await task
+    await database.batches(2)
+    assert ["c"] == list(database.sent[1])
+    database.answer(1)
+    assert "c!" == await other
+
+
+async def test_a_deadline_is_never_later_than_the_batchers_own(
+    make: Maker, database: Database
+):
+    """Whoever asks for longer gets no more."""
+    batcher = make(timeout=0.05)
+    (task,) = submit(batcher, "a", deadline=now() + 100)
+    with pytest.raises(StoreUnavailable):
+        await task
+    assert database.limits[0] < 0.05
 
 
 async def test_a_time_limit_frees_the_lane(make: Maker, database: Database):

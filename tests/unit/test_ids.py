@@ -1,10 +1,11 @@
-"""Session ids: made of chance alone, hashed at rest, sealed after a regeneration."""
+"""Session ids: a handle and a secret, made of chance alone; a hash of it at rest."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ import tornado_compas_session
 from tornado_compas_session.core import ids
 
 
-def test_ids_are_chance_and_nothing_else(long):
-    """No id comes twice, and each of the 144 bits is a fair coin (ID-1)."""
+@pytest.mark.parametrize(
+    ("make", "bits"), [(ids.new_secret, 144), (ids.new_handle, 72)]
+)
+def test_ids_are_chance_and_nothing_else(make, bits, long):
+    """None comes twice, and each of the bits is a fair coin (ID-1)."""
     count = 1_000_000 if long else 50_000
-    made = [ids.new_id() for _ in range(count)]
+    made = [make() for _ in range(count)]
 
     assert count == len(set(made))
     sample = made[:20_000]
     numbers = [int.from_bytes(urlsafe_b64decode(one), "big") for one in sample]
-    for bit in range(144):
+    for bit in range(bits):
         mean = sum(number >> bit & 1 for number in numbers) / len(numbers)
         # Seven standard deviations: a fair coin fails once in 10^12 bits.
         assert abs(mean - 0.5) < 7 * 0.5 / len(numbers) ** 0.5
@@ -31,11 +35,12 @@ def test_the_system_is_the_only_source(monkeypatch):
     """An id is exactly what `secrets.token_bytes` gave (ID-1)."""
     monkeypatch.setattr(secrets, "token_bytes", lambda count: b"\xff" * count)
 
-    assert "_" * 24 == ids.new_id()
+    assert "_" * 24 == ids.new_secret()
+    assert "_" * 12 == ids.new_handle()
 
 
 #: These wait a random while, for which no secret is needed.
-JITTER = ("cleaner.py", "handler.py")
+JITTER = ("cleaner.py", "sockets.py")
 
 
 def test_no_weaker_source_is_imported():
@@ -51,59 +56,73 @@ def test_no_weaker_source_is_imported():
 
 
 def test_shape():
-    """24 characters that need no quotes in a cookie, nothing shared (ID-2, CK-16)."""
-    one, other = ids.new_id(), ids.new_id()
+    """36 characters that need no quotes in a cookie, nothing shared (ID-2, CK-16)."""
+    one, other = ids.new_secret(), ids.new_secret()
 
     assert re.fullmatch(r"[A-Za-z0-9_-]{24}", one)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{12}", ids.new_handle())
     assert one[:8] != other[:8]
+    assert b"=" not in urlsafe_b64encode((ids.new_handle() + one).encode())
+
+
+def test_an_id_is_taken_apart():
+    """The handle to look for, and the secret to compare."""
+    handle, secret = ids.new_handle(), ids.new_secret()
+
+    assert (handle, secret) == ids.parse_id((handle + secret).encode())
 
 
 @pytest.mark.parametrize(
     "value",
     [
         b"",
-        b"a" * 23,
-        b"a" * 25,
-        b"a" * 23 + b"=",
-        b"a" * 23 + b" ",
-        b"a" * 24 + b"\n",
-        b"\xff" * 24,
-        b"a" * 23 + b"\x00",
-        b"'; drop table x; -- aaaa",
+        b"a" * 35,
+        b"a" * 37,
+        b"a" * 24,
+        b"a" * 35 + b"=",
+        b"a" * 35 + b" ",
+        b"a" * 36 + b"\n",
+        b"\xff" * 36,
+        b"a" * 35 + b"\x00",
+        "ü".encode() * 18,
+        b"'; drop table x; -- aaaa aaaa aaaa a",
     ],
 )
 def test_what_has_another_shape_is_no_id(value):
-    """A signed value that is no id is refused before any query (ID-5)."""
+    """
+    A signed value that is no id is refused before any query (ID-5). An id of the first
+    design (24 characters) is none: an anonymous visitor.
+    """
     assert ids.parse_id(value) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a" * 11, "a" * 13, "a" * 11 + "\n", "a" * 12 + "\n", "ü" * 12, "a" * 36),
+        *("0" * 32, "' or 1=1 --'", "a" * 11 + "=", None, 7, b"a" * 12, ["a"] * 12),
+    ],
+)
+def test_what_has_another_shape_is_no_handle(text):
+    """It names no row, and is not looked for."""
+    assert not ids.is_handle(text)
+
+
 def test_only_a_hash_is_kept():
-    """The hash does not show the id, and is no id itself (ID-7)."""
-    one = ids.new_id()
-    digest = ids.hash_id(one)
+    """The hash does not show the secret, and is neither an id nor a handle (ID-7)."""
+    secret = ids.new_secret()
+    digest = ids.hash_secret(secret)
 
-    assert 32 == len(digest)
-    assert one.encode() not in digest
-    assert ids.handle_of(digest) == digest[:16].hex()
-    assert ids.parse_id(ids.handle_of(digest).encode()) is None
-
-
-def test_a_handle_stands_for_its_hash():
-    """The range of a handle contains the hash that it was made of, and few others."""
-    digest = ids.hash_id(ids.new_id())
-    bounds = ids.handle_range(ids.handle_of(digest))
-
-    assert bounds is not None
-    assert bounds[0] <= digest <= bounds[1]
-    for wrong in ("", "zz", "0" * 31, "0" * 33, "' or 1=1 --", "0" * 64):
-        assert ids.handle_range(wrong) is None
+    assert sha256(secret.encode()).digest() == digest
+    assert secret.encode() not in digest
+    for shown in (digest, digest.hex().encode()):
+        assert ids.parse_id(shown) is None
+    assert not ids.is_handle(digest.hex())
 
 
-def test_a_successor_opens_with_the_old_id_only():
-    """The table alone does not reveal the new id (ID-7)."""
-    old, new = ids.new_id(), ids.new_id()
-    sealed = ids.seal(new, old)
+def test_a_handle_may_be_shown():
+    """It opens nothing: it is a third of an id, and drawn apart from the rest."""
+    handle = ids.new_handle()
 
-    assert new == ids.unseal(sealed, old)
-    assert new != ids.unseal(sealed, ids.new_id())
-    assert new.encode() not in sealed
+    assert ids.is_handle(handle)
+    assert ids.parse_id(handle.encode()) is None
