@@ -37,6 +37,7 @@ floor: $(FLOOR)/.installed ## Run the tests of the core with those
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m scripts.size
 
 format: $(INSTALLED) ## Format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import threading
 import time
@@ -25,11 +24,14 @@ from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
 from tornado_compas_session.testing.postmaster import Postmaster, free_port
-from tornado_compas_session.testing.programs import EmbeddedPostgresError, Programs
+from tornado_compas_session.testing.programs import (
+    SUPERUSER,
+    EmbeddedPostgresError,
+    Programs,
+)
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "free_port"]
 
-_SUPERUSER = "postgres"
 _PATIENCE = 60.0
 
 
@@ -88,8 +90,6 @@ class EmbeddedPostgres:
     ) -> None:
         self.stop()
 
-    # -- what it is ----------------------------------------------------------------
-
     @property
     def pid(self) -> int:
         """The process id of the running server."""
@@ -110,16 +110,14 @@ class EmbeddedPostgres:
         """Whether the server was running already, started by another process."""
         return self.running and not self._postmaster.launched
 
-    def dsn(self, dbname: str = _SUPERUSER) -> str:
+    def dsn(self, dbname: str = SUPERUSER) -> str:
         """The URL of one of the server's databases, for any driver."""
-        return f"postgresql://{_SUPERUSER}@127.0.0.1:{self.port}/{dbname}"
+        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{dbname}"
 
     def _known(self, number: int | None) -> int:
         if number is None:
             raise EmbeddedPostgresError(f"no server runs over {self.directory}")
         return number
-
-    # -- its life ------------------------------------------------------------------
 
     def start(self) -> Self:
         """
@@ -168,7 +166,7 @@ class EmbeddedPostgres:
         while time.monotonic() < limit:
             if _locked(lock, fcntl.LOCK_EX):
                 if not self._postmaster.find():
-                    self._create()
+                    self.programs.create_cluster()
                     self._postmaster.launch(self._wanted_port, self.settings)
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 return
@@ -187,38 +185,6 @@ class EmbeddedPostgres:
             os.close(self._lock)
             self._lock = None
         self._postmaster.let_go()
-
-    def _create(self) -> None:
-        """Makes the data folder, unless it is there."""
-        version = self.data / "PG_VERSION"
-        if version.exists():
-            self._check_version(version.read_text().strip())
-            return
-        # It gets its name only when it is complete.
-        fresh = self.directory / "data.new"
-        # What an interrupted attempt left.
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700)
-        self.programs.give(fresh)
-        self.programs.run(
-            "initdb",
-            f"--pgdata={fresh}",
-            f"--username={_SUPERUSER}",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--data-checksums",
-        )
-        fresh.rename(self.data)
-
-    def _check_version(self, folder: str) -> None:
-        programs = self.programs.run("postgres", "--version").split()[2].split(".")[0]
-        if folder != programs:
-            raise EmbeddedPostgresError(
-                f"{self.directory} was made by PostgreSQL {folder}, and"
-                f" {self.programs.bin_dir} has {programs}; delete the folder to begin"
-                " anew"
-            )
 
 
 def _locked(lock: int, kind: int) -> bool:

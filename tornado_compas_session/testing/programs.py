@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from tornado_compas_session.exceptions import SessionError
 
+SUPERUSER = "postgres"
 _PATIENCE = 300.0
 #: What of a failed program's output is worth reading; the rest is how far it came.
 _TELLING = ("error", "fatal", "panic", "no space left")
@@ -50,10 +51,33 @@ class Programs:
             _let_pass(self.bin_dir)
             _let_use(self.bin_dir)
 
-    def give(self, path: Path) -> None:
-        """Makes the path the user's own."""
+    def create_cluster(self) -> None:
+        """
+        Makes the data folder, unless it is there.
+
+        Raises `EmbeddedPostgresError` if other programs than these have made it.
+        """
+        version = self._data / "PG_VERSION"
+        if version.exists():
+            self._check_version(version.read_text().strip())
+            return
+        # It gets its name only when it is complete.
+        fresh = self._home / "data.new"
+        # What an interrupted attempt left.
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
         if self._user is not None:
-            shutil.chown(path, self._user, _group(self._user))
+            shutil.chown(fresh, self._user, _group(self._user))
+        self.run(
+            "initdb",
+            f"--pgdata={fresh}",
+            f"--username={SUPERUSER}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--data-checksums",
+        )
+        fresh.rename(self._data)
 
     def run(self, program: str, *arguments: str) -> str:
         """
@@ -91,6 +115,14 @@ class Programs:
             start_new_session=True,
             **self._as_user(),
         )
+
+    def _check_version(self, folder: str) -> None:
+        programs = self.run("postgres", "--version").split()[2].split(".")[0]
+        if folder != programs:
+            raise EmbeddedPostgresError(
+                f"{self._home} was made by PostgreSQL {folder}, and"
+                f" {self.bin_dir} has {programs}; delete the folder to begin anew"
+            )
 
     def _unprivileged_user(self) -> str | None:
         if os.geteuid() != 0:
