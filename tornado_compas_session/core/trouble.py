@@ -27,6 +27,8 @@ class Trouble:
         #: What ails the store now, of each kind; empty while all is well.
         self._now: dict[str, StoreError] = {}
         self._last: dict[str, float] = {}
+        #: What was said since it began: two errors may take turns.
+        self._said: set[tuple[str, str]] = set()
         self._began = 0.0
         self._requests = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -42,14 +44,16 @@ class Trouble:
     def failed(self, kind: str, error: StoreError, requests: int = 1) -> None:
         """So many requests met this error."""
         loop = asyncio.get_running_loop()
-        known = self._now.get(kind)
         if not self._now:
             self._began, self._requests = loop.time(), 0
+            self._said.clear()
         self._requests += requests
         self._last[kind] = loop.time()
         self._worked.discard(kind)
         self._now[kind] = error
-        if known is None or _reason(known) != _reason(error):
+        what = kind, _reason(error)
+        if what not in self._said:
+            self._said.add(what)
             logger.error("the session store is in trouble: %s fail: %s", kind, error)
             if self.on_change is not None:
                 self.on_change("trouble", f"{kind}: {error}")
