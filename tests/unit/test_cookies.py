@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.factories import Jar, make_options
+from tests.factories import Jar, make_environment, make_options
 from tornado_compas_session.cookies.text import (
     MAX_CANDIDATES,
     CookieWriter,
@@ -148,3 +148,58 @@ def test_clearing_empties_the_jar(domain, path, secure, same_site, max_age):
 
     assert [] == jar.names()
     assert [] == jar.refused
+
+
+# -- twins -----------------------------------------------------------------------------
+
+
+def twins(name=None, **options):
+    return CookieWriter(make_options(**options), name)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # COOKIE_URL is set; it stays, and `domain` is another; `path` becomes another.
+        ({}, {"domain": "example.com"}),
+        ({"domain": "example.com"}, {"domain": "www.example.com"}),
+        ({}, {"path": "/shop"}),
+        ({}, {"path": "/shop", "domain": "example.com"}),
+        ({"domain": "example.com"}, {"path": "/shop", "domain": "example.com"}),
+    ],
+)
+def test_a_cookie_of_before_the_options_changed_is_cleared(before, after):
+    """Of the two that the browser has the new one is left, in whatever order."""
+    environment = make_environment(cookie_url="example.com", production=True)
+    old = CookieWriter(make_options(secure=True, **before))
+    new = CookieWriter(make_options(environment=environment, **after))
+    for first in (old.set("old", 60), new.set("new", 60)):
+        jar = Jar("https://www.example.com/")
+        for header in [first, *new.clear_twins(), new.set("new", 60)]:
+            jar.take(header)
+        assert ["new"] == [cookie["value"] for cookie in jar.kept.values()]
+        assert [] == jar.refused
+
+
+def test_a_twin_is_looked_for_where_there_is_a_domain():
+    """Browsers may have one of the host alone, and send it first."""
+    assert twins(domain="example.com").has_twin
+    assert not twins().has_twin
+
+
+def test_no_twin_is_the_cookie_itself():
+    """What was just set is never cleared."""
+    for options in ({}, {"domain": "example.com"}, {"path": "/shop"}):
+        writer = twins(secure=True, **options)
+        assert writer.clear() not in writer.clear_twins()
+        assert len(writer.clear_twins()) == len(set(writer.clear_twins()))
+        for header in writer.clear_twins():
+            assert "Max-Age=0" in header
+            assert "; Secure" in header
+
+
+def test_a_name_for_the_host_alone_has_no_twin():
+    """`__Host-`: browsers keep it in one form only."""
+    writer = twins("__Host-app", secure=True)
+
+    assert [] == writer.clear_twins()
