@@ -10,7 +10,12 @@ import tornado.web
 
 from tests.factories import KEY, NEWER_KEY, OLDER_KEY, Clock
 from tornado_compas_session import SettingsError
-from tornado_compas_session.cookies.signing import KeyRing, key_version, new_key
+from tornado_compas_session.cookies.signing import (
+    KeyRing,
+    RecentSignatures,
+    key_version,
+    new_key,
+)
 
 DAY = 86400
 LONG = 400 * DAY
@@ -225,3 +230,90 @@ def test_a_made_key_is_long_and_new():
     """256 random bits in 43 characters (SG-4)."""
     assert 43 == len(new_key())
     assert new_key() != new_key()
+
+
+# -- what was computed just now --------------------------------------------------------
+
+
+class Counting(KeyRing):
+    """Counts what is computed."""
+
+    verified = 0
+
+    def verify(self, name, text, max_age):
+        self.verified += 1
+        return super().verify(name, text, max_age)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ring(clock):
+    return Counting([KEY], clock=clock)
+
+
+def recent(ring, max_age=LONG):
+    return RecentSignatures(
+        ring, "n", max_age, lambda signed: signed.value if signed.value else None
+    )
+
+
+def test_a_value_is_verified_once_a_minute(ring, clock):
+    """A page that asks ten times in a second costs one HMAC."""
+    signatures, text = recent(ring), ring.sign("n", "v")
+    for _ in range(10):
+        assert b"v" == signatures.verify(text)
+    assert 1 == ring.verified
+    clock.now += 59
+    signatures.verify(text)
+    assert 1 == ring.verified
+    clock.now += 2
+    assert b"v" == signatures.verify(text)
+    assert 2 == ring.verified
+    clock.now -= 30  # set back: nothing is believed of a time that was not yet
+    assert b"v" == signatures.verify(text)
+    assert 3 == ring.verified
+
+
+def test_what_was_signed_here_is_known(ring):
+    """The browser comes back with the cookie that it just got."""
+    signatures = recent(ring)
+
+    assert b"v" == signatures.verify(signatures.sign("v"))
+    assert 0 == ring.verified
+    assert b"v" == ring.verify("n", signatures.sign("v"), LONG).value
+
+
+def test_a_lifetime_is_over_within_the_minute_at_the_latest(ring, clock):
+    """What is known is forgotten before it matters."""
+    signatures = recent(ring, max_age=100)
+    text = signatures.sign("v")
+    clock.now += 101
+
+    assert signatures.verify(text) is None
+
+
+def test_nothing_is_kept_of_what_was_refused(ring):
+    """A stranger fills no memory, and a key that comes later counts."""
+    signatures = recent(ring)
+    for text in ("forged", KeyRing([OLDER_KEY]).sign("n", "v"), ring.sign("n", "")):
+        for _ in range(2):
+            assert signatures.verify(text) is None
+    assert 6 == ring.verified
+    assert not signatures._known
+
+
+def test_what_is_kept_is_bounded(ring, monkeypatch):
+    """In number, and in the size of each."""
+    monkeypatch.setattr(RecentSignatures, "most", 10)
+    signatures = recent(ring)
+    for number in range(100):
+        assert signatures.verify(signatures.sign(str(number))) is not None
+        assert len(signatures._known) <= 10
+    long = signatures.sign("x" * 300)
+    assert long not in signatures._known
+    assert b"x" * 300 == signatures.verify(long)
+    assert long not in signatures._known
