@@ -12,7 +12,6 @@ import pytest
 from tests.factories import make_manager, make_record
 from tornado_compas_session import Session
 from tornado_compas_session.core.jsondata import encode
-from tornado_compas_session.core.types import Saved
 
 MANAGER = make_manager()
 KEYS = ("a", "b", "c", "user_id", "ü")
@@ -36,6 +35,11 @@ def value(chance: random.Random, depth: int = 0) -> Any:
             for _ in range(chance.randrange(4))
         }
     return [value(chance, depth + 1) for _ in range(chance.randrange(4))]
+
+
+def user(chance: random.Random) -> Any:
+    """What may be a `user_id`."""
+    return chance.choice((None, 7, -1, "7", "ü", "x" * 255))
 
 
 def edit_inside(chance: random.Random, inside: Any) -> None:
@@ -63,7 +67,7 @@ def edit(chance: random.Random, session: Any, held: list[Any]) -> None:
     step = chance.randrange(12)
     key = chance.choice(KEYS)
     if step < 3:
-        session[key] = value(chance)
+        session[key] = user(chance) if key == "user_id" else value(chance)
     elif step == 3:
         session.pop(key, None)
     elif step < 7:
@@ -73,16 +77,17 @@ def edit(chance: random.Random, session: Any, held: list[Any]) -> None:
     elif step == 8 and held:
         edit_inside(chance, chance.choice(held))
     elif step == 9:
-        session.update({chance.choice(KEYS): value(chance)})
+        key = chance.choice(KEYS)
+        session.update({key: user(chance) if key == "user_id" else value(chance)})
     elif step == 10 and chance.random() < 0.2:
-        session.replace({key: value(chance)})
+        session.replace({key: user(chance) if key == "user_id" else value(chance)})
     else:
         list(session.items())
 
 
 def apply(stored: dict[str, str], change: Any) -> dict[str, str]:
     """`data = (data - removed) || changed`, or the whole content."""
-    if change.replace:
+    if change.exact is not None:
         return dict(change.changed)
     kept = {k: v for k, v in stored.items() if k not in change.removed}
     return {**kept, **change.changed}
@@ -102,18 +107,21 @@ def test_loaded_and_saved_is_what_the_handler_had(long):
     for seed in range(200_000 if long else 20_000):
         chance = random.Random(seed)
         before = {key: value(chance) for key in KEYS if chance.random() < 0.7}
-        session = Session(MANAGER, make_record(json.dumps(before)))
+        record = make_record(json.dumps(before))
+        session = Session(MANAGER, record)
+        session.life.found(record, record.secret_hash)
+        session.open()
         stored = texts(before)
         held: list[Any] = []
         for _ in range(chance.randrange(1, 4)):  # requests that save more than once
             for _ in range(chance.randrange(6)):
                 edit(chance, session, held)
-            change = session.change()
+            change = session.ledger.difference(session)
             after = apply(stored, change)
             assert texts(copy.deepcopy(dict(session))) == after, seed
-            if not change.replace:
+            if change.exact is None:
                 for key, text in change.changed.items():
                     assert stored.get(key) != text, seed
                 assert set(change.removed) <= set(stored), seed
-            session.committed(Saved("b" * 24, 0.0, 9.0, 0.0), change, session._replaced)
+            session.ledger.written(change, dict(session).get("user_id"))
             stored = after
