@@ -31,6 +31,7 @@ PORT = "8888"
 RUN_ELSEWHERE = {"cli.md": "tests/integration/test_cli.py"}
 #: Programs that a page may show and these tests do not have: read, and not run.
 ONLY_READ = {
+    "createdb",
     "docker",
     "nginx",
     "pgbouncer",
@@ -161,8 +162,10 @@ class Terminal:
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
             "DATABASE_URL": database,
         }
+        self.environment.pop("APP_KEYS", None)  # readers have none yet
         self.files: set[str] = set()
         self.server: ExitStack = ExitStack()
 
@@ -195,7 +198,7 @@ class Terminal:
                 makefile = (ROOT / "Makefile").read_text()
                 assert re.search(rf"^{target}:", makefile, re.MULTILINE), place
             case ["python", file] if file in self.files:
-                self._start(file)
+                self._start(file, shown, place)
             case ["tornado-compas-session", *rest]:
                 self._compare([*MAIN, *rest], shown, place)
             case ["curl", *rest]:
@@ -229,7 +232,7 @@ class Terminal:
             else:
                 assert re.match(r"-|[a-z]", requirement), place
 
-    def _start(self, file: str) -> None:
+    def _start(self, file: str, shown: list[str], place: str) -> None:
         self.server.close()
         log = self.server.enter_context(
             (self.folder / f"{file}.log").open("w+", encoding="utf-8")
@@ -244,14 +247,17 @@ class Terminal:
         self.server.callback(process.wait, 30)
         self.server.callback(process.send_signal, signal.SIGKILL)
         (self.folder / "jar").unlink(missing_ok=True)
+        wanted = {line.replace(PORT, self.port) for line in shown}
+        printed = ""
         limit = time.monotonic() + 60
         while time.monotonic() < limit and process.poll() is None:
+            printed = Path(log.name).read_text(encoding="utf-8")
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", int(self.port)), 1).close()
-                return
+                if wanted <= set(printed.splitlines()):
+                    return
             time.sleep(0.05)
-        log.seek(0)
-        raise AssertionError(f"{file} does not listen:\n{log.read()}")
+        raise AssertionError(f"{place}: {file} printed only:\n{printed}")
 
     def _start_example(self) -> None:
         self.server.close()

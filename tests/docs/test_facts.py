@@ -203,6 +203,20 @@ def test_the_reference_is_up_to_date():
     assert 0 == result.returncode
 
 
+def test_the_pictures_are_up_to_date():
+    """docs/pictures/ has what scripts/pictures.py draws."""
+    result = subprocess.run(
+        [sys.executable, "scripts/pictures.py", "--check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+
+    assert "" == result.stderr
+    assert 0 == result.returncode
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     """`make docs`: a warning would fail it; nothing is loaded from elsewhere."""
@@ -222,7 +236,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
     assert [] == [address for address in loaded if "//" in address]
 
 
-# -- the security page -----------------------------------------------------------------
+# -- the checklist --------------------------------------------------------------------
 
 COUNTS = {
     "ID": 8,
@@ -245,10 +259,10 @@ CHECKLIST = [
 
 
 def test_every_row_of_the_checklist_is_answered():
-    """security.md has one row for each, with an answer and its test, or a reason."""
+    """The page has one row for each, with an answer and its test, or a reason."""
     answered = {
         cells[0]: cells
-        for cells in rows(DOCS / "security.md")
+        for cells in rows(DOCS / "security-checklist.md")
         if re.fullmatch(r"[A-Z]{1,3}-?\d+", cells[0])
     }
 
@@ -259,8 +273,8 @@ def test_every_row_of_the_checklist_is_answered():
 
 
 def test_named_tests_exist():
-    """Each test that security.md names is one of ours, or of the suite for stores."""
-    named = set(re.findall(r"`(test_\w+)`", prose(DOCS / "security.md")))
+    """Each test that the page names is one of ours, or of the suite for stores."""
+    named = set(re.findall(r"`(test_\w+)`", prose(DOCS / "security-checklist.md")))
     defined = {
         node.name
         for path in [
@@ -276,6 +290,6 @@ def test_named_tests_exist():
 
 def test_what_has_no_test_says_so():
     """A row without the name of a test begins its answer with the reason."""
-    for cells in rows(DOCS / "security.md"):
+    for cells in rows(DOCS / "security-checklist.md"):
         if re.fullmatch(r"[A-Z]{1,3}-?\d+", cells[0]) and "`test_" not in cells[2]:
             assert cells[1].startswith("No test: "), cells[0]
