@@ -144,3 +144,25 @@ async def test_a_lock_may_be_waited_for_longer_than_a_statement_may_take(
     await waiting
 
     assert {"n": 0, "first": True, "second": True} == await data_of(store, handle)
+
+
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+async def test_a_store_that_is_closed_leaves_no_connection(
+    driver: str, database: str
+) -> None:
+    """Nor one that was only just opening, for whoever came after the first."""
+    for _ in range(5):
+        store = await make_store(driver, database)
+        handle = await created(store)
+        deletes = [store.delete(handle, epoch) for epoch in range(4)]
+        await asyncio.gather(*deletes)
+        await store.close()
+        assert {} == IOLoop.current().handlers  # type: ignore[attr-defined]
+    with psycopg.connect(database) as connection:
+        async with asyncio.timeout(10):
+            while connection.execute(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid()"
+            ).fetchone():
+                connection.rollback()
+                await asyncio.sleep(0.02)

@@ -118,8 +118,13 @@ class MomokoPool:
         self._home.enter()
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=self._timeout)
-        if not self.momoko.closed:
-            self.momoko.close()
+        if self.momoko.closed:
+            return
+        for driver in self.momoko.conns.pending:  # momoko forgets them as they open
+            if not driver.closed:
+                self.momoko.ioloop.remove_handler(driver.fileno)
+                driver.close()
+        self.momoko.close()
 
     def until(self, timeout: float | None) -> float:
         """The loop's time when a call that begins now is over."""
