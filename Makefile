@@ -51,6 +51,7 @@ bench: $(INSTALLED) ## Measure; choose what: make bench ARGS="--help"
 
 docs: $(INSTALLED) ## Build the documentation into site/; to see it: make docs ARGS=serve
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/pictures.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 audit: $(INSTALLED) ## Ask for known vulnerabilities of what is locked
