@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from tornado_compas_session import PostgresSessionStore
-from tornado_compas_session.core.types import Saved, SessionChange, SessionRecord
+from tornado_compas_session.core.jsondata import decode_object, encode
+from tornado_compas_session.core.types import NewSecret, Saved, SessionChange
 
 _later: set[asyncio.Task[Any]] = set()
 
@@ -26,41 +27,43 @@ class Late(PostgresSessionStore):
         _later.add(task)
         task.add_done_callback(_later.discard)
         now = time.time()
-        return Saved("", now, now + 3600, now)
+        return Saved(now + 3600, now)
 
-    async def create(self, session_id: str, change: SessionChange) -> Saved:
-        return self._after(super().create(session_id, change))._replace(id=session_id)
+    async def create(self, *args: Any, **options: Any) -> Saved:
+        return self._after(super().create(*args))
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
-        return self._after(super().save(session_id, change))._replace(id=session_id)
+    async def save(self, *args: Any, **options: Any) -> Saved | None:
+        return self._after(super().save(*args))
 
 
 class Upserting(PostgresSessionStore):
     """Writes a session that is not there any more, as most libraries do."""
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
-        saved = await super().save(session_id, change)
-        return saved or await super().create(session_id, change)
+    async def save(
+        self, handle: str, epoch: int, change: SessionChange, **options: Any
+    ) -> Saved | None:
+        saved = await super().save(handle, epoch, change, **options)
+        return saved or await super().create(handle, b"s" * 32, change, **options)
 
 
 class InTwoSteps(PostgresSessionStore):
     """Regenerates by taking the old row away and putting a new one there."""
 
     async def regenerate(
-        self, session_id: str, new_id: str, change: SessionChange, grace: float
+        self,
+        handle: str,
+        epoch: int,
+        secret: NewSecret,
+        change: SessionChange,
+        **options: Any,
     ) -> Saved | None:
-        found = await self.load(session_id)
-        if not isinstance(found, SessionRecord):
+        found = await self.load(handle)
+        if found is None or found.secret_hash != secret.mine:
             return None
-        await self.delete(session_id)
-        data = SessionChange({**_texts(found.data), **change.changed}, idle=3600.0)
-        return await self.create(new_id, data)
-
-
-def _texts(data: str) -> dict[str, str]:
-    import json
-
-    return {key: json.dumps(value) for key, value in json.loads(data).items()}
+        await self.delete(handle, epoch)
+        texts = {key: encode(value) for key, value in decode_object(found.data).items()}
+        data = SessionChange({**texts, **change.changed}, idle=3600.0)
+        return await self.create(handle, secret.new, data)
 
 
 class Naive(Late):
@@ -68,24 +71,40 @@ class Naive(Late):
 
     delay = 0.05
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
+    async def save(
+        self, handle: str, epoch: int, change: SessionChange, **options: Any
+    ) -> Saved | None:
         async def write() -> None:
-            if await PostgresSessionStore.save(self, session_id, change) is None:
-                await PostgresSessionStore.create(self, session_id, change)
+            if await PostgresSessionStore.save(self, handle, epoch, change) is None:
+                await PostgresSessionStore.create(self, handle, b"s" * 32, change)
 
-        return self._after(write())._replace(id=session_id)
+        return self._after(write())
 
 
 class Slow(PostgresSessionStore):
     """The right store, 300 ms slower."""
 
-    async def create(self, session_id: str, change: SessionChange) -> Saved:
+    async def create(self, *args: Any, **options: Any) -> Saved:
         await asyncio.sleep(0.3)
-        return await super().create(session_id, change)
+        return await super().create(*args, **options)
 
-    async def save(self, session_id: str, change: SessionChange) -> Saved | None:
+    async def save(self, *args: Any, **options: Any) -> Saved | None:
         await asyncio.sleep(0.3)
-        return await super().save(session_id, change)
+        return await super().save(*args, **options)
+
+
+class Blind(PostgresSessionStore):
+    """Writes in the order of arrival, however late, and whoever has given up."""
+
+    async def save(self, *args: Any, **options: Any) -> Saved | None:
+        return await asyncio.shield(asyncio.ensure_future(self._save(args)))
+
+    async def _save(self, args: Any) -> Saved | None:
+        while True:
+            try:
+                return await super().save(*args)
+            except Exception:
+                await asyncio.sleep(0.05)
 
 
 STORES = {
@@ -95,4 +114,5 @@ STORES = {
     "upserting": Upserting,
     "in-two-steps": InTwoSteps,
     "naive": Naive,
+    "blind": Blind,
 }

@@ -9,17 +9,14 @@ import pytest
 
 from tests.drivers import make_store
 from tests.reliability.test_outages import Proxy
+from tests.sessions import change, created, data_of
 from tornado_compas_session import StoreUnavailable
-from tornado_compas_session.core.ids import new_id
-from tornado_compas_session.core.types import SessionChange, SessionRecord
-from tornado_compas_session.exceptions import SessionIdTaken
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
+from tornado_compas_session.exceptions import HandleTaken
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.slow
-
-CHANGE = SessionChange({"n": "1"}, idle=600.0)
-
 
 class ForgetfulProxy(Proxy):
     """Breaks a connection instead of handing on the next reply of the server."""
@@ -56,25 +53,23 @@ async def test_a_write_whose_reply_is_lost_happens_once(make_cluster, driver: st
     await proxy.start()
     dsn = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
     store = await make_store(driver, dsn, size=1, timeout=5)
-    session_id, other = new_id(), new_id()
+    handle, secret = new_handle(), new_secret()
     # Connected and prepared, so that the next reply is that of the write itself.
-    await store.create(other, CHANGE)
+    other = await created(store)
 
     proxy.lose = True
     with pytest.raises(StoreUnavailable):
-        await store.create(session_id, CHANGE)
+        await store.create(handle, hash_secret(secret), change({"n": 1}))
     assert not proxy.lose
-    with pytest.raises(SessionIdTaken):
-        await store.create(session_id, CHANGE)
+    with pytest.raises(HandleTaken):
+        await store.create(handle, hash_secret(secret), change({"n": 1}))
 
-    await store.save(other, CHANGE)  # prepared as well
+    await store.save(other, 0, change({"n": 1}))  # prepared as well
     proxy.lose = True
     with pytest.raises(StoreUnavailable):
-        await store.save(session_id, CHANGE._replace(changed={"n": "2"}))
-    found = await store.load(session_id)
+        await store.save(handle, 0, change({"n": 2}))
 
-    assert isinstance(found, SessionRecord)
-    assert '{"n": 2}' == found.data
+    assert {"n": 2} == await data_of(store, handle)
     assert 2 == (await store.stats())["live"]
     await store.close()
     await proxy.stop()

@@ -70,7 +70,7 @@ async def test_one_live_id_and_nothing_lost(
 
     with psycopg.connect(database) as connection:
         [(moved,)] = connection.execute(
-            "SELECT count(*) FROM compas_session WHERE previous_id_hash IS NOT NULL"
+            "SELECT count(*) FROM compas_session WHERE former_hash IS NOT NULL"
         ).fetchall()
     assert number == moved
     record_property("wrong", f"0 in {number} rounds")
