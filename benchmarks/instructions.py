@@ -34,13 +34,15 @@ from tornado.web import Application
 
 from benchmarks.server import ENVIRON, NAME, Bare, Compas
 from tornado_compas_session import PostgresSessionStore, session_settings
-from tornado_compas_session.core.ids import new_id
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.core.protocols import Connection
 from tornado_compas_session.stores.pools.queries import Statement
 
 CASES = ("bare", "anonymous", "read", "count")
 AT_ONCE, SESSIONS = 16, 48
 FEW, MANY = 160, 960
+SECRET = new_secret()
+HASH = hash_secret(SECRET)
 
 
 class InstantPool:
@@ -50,17 +52,21 @@ class InstantPool:
     Nothing else of a pool is asked for here; if it were, it had to be an error.
     """
 
-    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Any]:
+    async def fetch(
+        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    ) -> Sequence[Any]:
         await asyncio.sleep(0)
         now = time.time()
-        if statement.name == "load_sessions":
-            rest = ('{"counter": 7}', now, now + 518400, now, None, None, None, None)
-            return [(id_hash, None, None, None, *rest) for id_hash in values["ids"]]
-        return [
-            (id_hash, None, now, now + 518400, now, None) for id_hash in values["ids"]
-        ]
+        handles = values["handles"] if "handles" in values else [values["handle"]]
+        if statement.name in ("load_session", "load_sessions"):
+            times = (now, now, now + 518400, now, now, now)
+            rest = ('{"counter": 7}', HASH, None, 0, *times, None, None, None)
+            return [(handle, *rest) for handle in handles]
+        return [(handle, now + 518400, now, None) for handle in handles]
 
-    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+    def transaction(
+        self, *, lock_timeout: float | None = None, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
         raise NotImplementedError
 
     async def expire(self) -> None:
@@ -101,7 +107,7 @@ async def serve(case: str, requests: int) -> None:
     keys = settings["compas_session_manager"].keys
     # Under valgrind a second is over after a hundred requests, which is not so else.
     keys.clock = lambda: 1.7e9
-    names = [keys.sign(f"{NAME}.sess", new_id()) for _ in range(SESSIONS)]
+    names = [keys.sign(f"{NAME}.sess", new_handle() + SECRET) for _ in range(SESSIONS)]
     method = "POST" if case == "count" else "GET"
 
     async def ask(number: int) -> None:

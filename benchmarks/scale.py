@@ -33,17 +33,17 @@ Connection = psycopg.Connection[Any]
 
 
 def name_of(number: int) -> str:
-    """The id of a session by its number, in the shape of one."""
-    return f"{number:024d}"
+    """The handle of a session by its number, in the shape of one."""
+    return f"{number:012d}"
 
 
 def fill(sql: Connection, first: int, last: int, expires: str = "6 days") -> None:
     sql.execute(
-        "INSERT INTO compas_session (id_hash, data, expires_at, reap_after)"
-        " SELECT sha256(lpad(n::text, 24, '0')::bytea),"
+        "INSERT INTO compas_session"
+        "       (handle, secret_hash, shown_at, data, user_id, expires_at)"
+        " SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea), now(),"
         "        %(data)s || jsonb_build_object('user_id', 'user-' || n),"
-        "        now() + %(expires)s::interval,"
-        "        ((now() + %(expires)s::interval) AT TIME ZONE 'UTC')::date"
+        "        'user-' || n, now() + %(expires)s::interval"
         "   FROM generate_series(%(first)s::int, %(last)s::int) AS n",
         {"data": Jsonb(DATA), "expires": expires, "first": first, "last": last},
     )
@@ -107,7 +107,7 @@ async def load_and_save(
 
     async def save(number: int) -> None:
         change = SessionChange({"counter": str(chance.random())}, idle=518400.0)
-        assert await store.save(name_of(number), change)
+        assert await store.save(name_of(number), 0, change)
 
     for _ in range(rounds):
         loads, saves = Costs(), Costs()
@@ -179,7 +179,7 @@ async def wear(
         change = RENEWAL
         if number % 2:
             change = SessionChange({"counter": str(number)}, idle=518400.0)
-        await store.save(name_of(number), change)
+        await store.save(name_of(number), 0, change)
 
     costs = Costs()
     begin = time.perf_counter()

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from benchmarks.server import ENVIRON, NAME
 from tornado_compas_session.cookies.signing import KeyRing
-from tornado_compas_session.core.ids import hash_id, new_id
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres, free_port
 
@@ -101,7 +101,7 @@ class World:
 
     def _fill(self) -> None:
         """The sessions, in our table and in that of the hand-written handlers."""
-        self.ids = [new_id() for _ in range(self._sessions)]
+        self.ids = [new_handle() + new_secret() for _ in range(self._sessions)]
         self.sql.execute(
             "CREATE TABLE hand_written (id text PRIMARY KEY, data jsonb NOT NULL,"
             " expires_at timestamptz NOT NULL) WITH (fillfactor = 80)"
@@ -113,9 +113,10 @@ class World:
                 [(i, data) for i in self.ids],
             )
             cursor.executemany(
-                "INSERT INTO compas_session (id_hash, data, expires_at, reap_after)"
-                " VALUES (%s, %s, now() + interval '6 days', current_date + 6)",
-                [(hash_id(i), data) for i in self.ids],
+                "INSERT INTO compas_session"
+                "       (handle, secret_hash, shown_at, data, expires_at)"
+                " VALUES (%s, %s, now(), %s, now() + interval '6 days')",
+                [(i[:12], hash_secret(i[12:]), data) for i in self.ids],
             )
         # Visitors come in another order than their rows stand in.
         random.Random(7).shuffle(self.ids)

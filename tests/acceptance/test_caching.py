@@ -257,6 +257,7 @@ async def test_a_shared_cache_mixes_nobody_up(io_loop, long):
     Through one cache, no browser ever gets another one's cookie or page (CA-2): all
     pages, in random order, by ten browsers, with cookies that go out and that do not.
     """
+    cache = SharedCache()
     for renew in (0, True):
         app = make_app([("/(.*)", Mine)], CountingStore(), renew=renew)
         with serve(app) as url:

@@ -10,8 +10,8 @@ from tornado.httpclient import HTTPRequest
 from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler, websocket_connect
 
-from tests.factories import Browser, Clock, MemorySessionStore, make_app, serve
-from tornado_compas_session import SessionError, SessionMixin
+from tests.factories import Browser, Clock, make_app, serve
+from tornado_compas_session import MemorySessionStore, SessionError, SessionMixin
 
 CHANGED = "the visitor has signed in or out"
 ENDED = "the session has ended"

@@ -59,6 +59,7 @@ class BeingMade(SessionMixin, RequestHandler):
 
     async def post(self, how):
         self.session["n"] = 1
+        saving: asyncio.Future[None] | None = None
         if how == "flush":
             self.write("a part")
             self.flush()  # not awaited
@@ -67,7 +68,7 @@ class BeingMade(SessionMixin, RequestHandler):
         await self.settings["store"].writing.wait()
         self.session = None
         asyncio.get_running_loop().call_later(0.02, self.settings["store"].gate.set)
-        if how == "save":
+        if saving is not None:
             await saving
 
 

@@ -11,12 +11,11 @@ from tornado.web import RequestHandler
 from tests.factories import (
     Browser,
     Clock,
-    MemorySessionStore,
     make_app,
     serve,
     set_cookies,
 )
-from tornado_compas_session import SessionDataError, SessionMixin
+from tornado_compas_session import MemorySessionStore, SessionDataError, SessionMixin
 
 
 class Page(SessionMixin, RequestHandler):

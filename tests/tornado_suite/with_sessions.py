@@ -22,9 +22,10 @@ from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
 from tornado_compas_session import MemorySessionStore, SessionMixin, session_settings
+from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.types import SessionChange
 
-SESSION_ID = "abcdefghijklmnopqrstuvwx"
+HANDLE, SECRET = "abcdefghijkl", "mnopqrstuvwxyzABCDEFGHIJ"
 ENVIRON = {"APP_NAME": "suite", "APP_KEYS": "a-key-for-the-tests-and-nothing-else"}
 saves = 0
 
@@ -32,11 +33,11 @@ saves = 0
 class SlowStore(MemorySessionStore):
     """Every save takes 2 ms."""
 
-    async def save(self, session_id: str, change: SessionChange) -> Any:
+    async def save(self, *args: Any, **options: Any) -> Any:
         global saves
         saves += 1
         await asyncio.sleep(0.002)
-        return await super().save(session_id, change)
+        return await super().save(*args, **options)
 
 
 class _Between(RequestHandler):
@@ -94,14 +95,13 @@ def install() -> None:
         store = SlowStore()
         ours = session_settings(store, environ=ENVIRON, secure=False)
         with contextlib.suppress(StopIteration):  # it has nothing to wait for
-            store.create(SESSION_ID, SessionChange({"count": "0"}, idle=3600.0)).send(
-                None
-            )
+            change = SessionChange({"count": "0"}, idle=3600.0)
+            store.create(HANDLE, hash_secret(SECRET), change).send(None)
         manager = self.settings["compas_session_manager"] = ours[
             "compas_session_manager"
         ]
         name = manager.options.key
-        cookie = f"{name}={manager.keys.sign(name, SESSION_ID)}"
+        cookie = f"{name}={manager.keys.sign(name, HANDLE + SECRET)}"
         self.settings["suite_cookie"] = cookie
 
     def delegate(

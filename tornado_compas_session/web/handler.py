@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import tornado
@@ -139,7 +139,7 @@ class SessionMixin(WatchedSocketMixin):
 
     # ── Tornado's hooks ──────────────────────────────────────────────────────────
 
-    def prepare(self) -> Awaitable[None]:
+    def prepare(self) -> Coroutine[Any, Any, None]:
         """
         Loads the session; to be awaited. Costs no query without a valid session cookie.
         """
