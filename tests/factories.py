@@ -244,6 +244,10 @@ class Jar:
                 name.lower().startswith("__host-")
                 and not (secure and not domain and attributes.get("path") == "/")
             )
+            or (
+                name.lower().startswith(("__http-", "__host-http-"))
+                and not (secure and "httponly" in attributes)
+            )
         )
         if wrong:
             self.refused.append(name)
