@@ -1,0 +1,105 @@
+"""The site is built, and can be read: on a phone, in the dark, without a network."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.browser.conftest import Browser
+from tests.docs.pages import DOCS, ROOT
+
+pytestmark = pytest.mark.slow
+
+#: Pages whose tables are of measurements, and may be moved sideways on a phone.
+MEASURED = ("performance", "reliability", "scaling")
+
+TOO_WIDE = """
+const wide = [...document.querySelectorAll(".md-typeset__scrollwrap")]
+    .filter((table) => table.scrollWidth > table.clientWidth + 1)
+    .map((table) => table.innerText.slice(0, 60));
+const page = document.documentElement;
+return [page.scrollWidth > page.clientWidth, wide];
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site; a warning would fail."""
+    folder = tmp_path_factory.mktemp("site")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", folder],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert 0 == result.returncode, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """Chromium, without a network."""
+    opened = Browser(tmp_path / "profile", "--host-resolver-rules=MAP * ~NOTFOUND")
+    yield opened.driver
+    opened.close()
+
+
+def width(browser: Any, pixels: int) -> None:
+    metrics = {"width": pixels, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    """Scripts, styles, pictures: all of them are in the site."""
+    for page in site.glob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)', html)
+        loaded += re.findall(r'<link[^>]* rel="stylesheet"[^>]* href="([^"]+)', html)
+
+        assert loaded
+        assert [] == [address for address in loaded if "//" in address], page.name
+
+
+@pytest.mark.parametrize("pixels", [390, 1280])
+def test_nothing_overflows(site: Path, browser: Any, pixels: int) -> None:
+    """No page is wider than the window, and a phone shows tables as wide as it is."""
+    width(browser, pixels)
+    for page in sorted(site.glob("*.html")):
+        browser.get(page.as_uri())
+        overflows, tables = browser.execute_script(TOO_WIDE)
+
+        assert not overflows, page.name
+        if not page.stem.startswith(MEASURED):
+            assert [] == tables, page.name
+
+
+def test_pictures_follow_the_page(site: Path, browser: Any) -> None:
+    """Each is there, and is another one in the dark that the page's switch makes."""
+    shown = set()
+    for page in sorted(DOCS.glob("*.md")):
+        names = set(re.findall(r"\(pictures/([\w-]+\.svg)\)", page.read_text()))
+        if not names:
+            continue
+        browser.get((site / f"{page.stem}.html").as_uri())
+        for picture in browser.find_elements(By.CSS_SELECTOR, "img[src*=pictures]"):
+            looks = set()
+            # What is behind it changes too, and is not what is looked at.
+            browser.execute_script("arguments[0].style.background = 'white'", picture)
+            for scheme in ("default", "slate"):
+                browser.execute_script(
+                    "document.body.dataset.mdColorScheme = arguments[0]", scheme
+                )
+                looks.add(picture.screenshot_as_png)
+            assert 2 == len(looks), page.name
+            assert picture.get_property("naturalWidth"), page.name
+        shown |= names
+
+    assert shown == {path.name for path in (DOCS / "pictures").glob("*.svg")}
