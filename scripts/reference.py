@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import tornado_compas_session as package  # noqa: E402
 from tornado_compas_session import testing  # noqa: E402
-from tornado_compas_session.core import types  # noqa: E402
+from tornado_compas_session.core import protocols, types  # noqa: E402
 from tornado_compas_session.settings import OPTIONS, FromEnvironment  # noqa: E402
 from tornado_compas_session.stores import cleaner, migrations  # noqa: E402
 from tornado_compas_session.testing import embedded  # noqa: E402
@@ -65,6 +65,22 @@ GROUPS: dict[str, list[str]] = {
 #: What is public in modules of its own: what to import, and from where.
 MODULES: list[tuple[str, list[Any]]] = [
     ("tornado_compas_session.core.types", [types.RetiredId]),
+    # For a store of one's own.
+    (
+        "tornado_compas_session.core.protocols",
+        [protocols.UserSessions, protocols.Locked],
+    ),
+    (
+        "tornado_compas_session.core.types",
+        [
+            types.SessionRecord,
+            types.SessionChange,
+            types.NewSecret,
+            types.Identity,
+            types.Saved,
+            types.Incremented,
+        ],
+    ),
     (
         "tornado_compas_session.stores.migrations",
         [migrations.migrate, migrations.pending, migrations.script],
@@ -85,7 +101,7 @@ _TORNADOS = {
     "set_default_headers",
 }
 #: Between the session and its manager.
-_INNER = {"Session": {"change", "committed", "cookie", "rebase", "size", "untouched"}}
+_INNER = {"Session": {"bind", "busy", "open", "start", "untouched", "user"}}
 
 
 def page() -> str:
@@ -135,7 +151,7 @@ def members(cls: type[Any]) -> list[str]:
     elif hasattr(cls, "_fields"):
         listed = [f"`{field}`" for field in cls._fields]
         found.append(f"Attributes: {', '.join(listed)}.\n")
-    for name, member in vars(cls).items():
+    for name, member in [pair for part in _parts(cls) for pair in vars(part).items()]:
         if name.startswith("_") or name in _TORNADOS | _INNER.get(cls.__name__, set()):
             continue
         full = f"{cls.__name__}.{name}"
@@ -147,6 +163,18 @@ def members(cls: type[Any]) -> list[str]:
         elif inspect.isfunction(member):
             found.append(entry(full, member))
     return found
+
+
+def _parts(cls: type[Any]) -> list[type[Any]]:
+    """The class, and those of ours that it is made of and that have no entry."""
+    named = {name for names in GROUPS.values() for name in names}
+    return [cls] + [
+        base
+        for base in cls.__mro__[1:]
+        if base.__module__.startswith(package.__name__)
+        and base.__name__ not in named
+        and not base.__name__.startswith("_")
+    ]
 
 
 def entry(full: str, function: Any) -> str:
