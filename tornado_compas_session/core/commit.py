@@ -187,9 +187,10 @@ class Committer:
         if difference:
             size = ledger.size(difference)
         if size > self.options.max_data_size and (
-            session.is_new or size > ledger.stored
+            session.is_new
+            or (size > ledger.stored and difference.changed.keys() != {"user_id"})
         ):
-            # One that has grown too large in parallel can still shrink, and sign out.
+            # One that has grown too large in parallel can shrink, sign in and sign out.
             raise SessionDataError(
                 "all of it",
                 f"{size} bytes of JSON, and max_data_size is "
