@@ -226,6 +226,45 @@ async def test_the_option_shortens_sessions_that_live_already(start, store, cloc
     assert not await alive(shorter)
 
 
+async def test_a_shorter_max_age_ends_what_was_idle_for_longer(start, store, clock):
+    """
+    After an incident: what was not used for so long ends at the next start, and does
+    not live on by the lifetime that it was written with. Who was there just now stays,
+    and so does who was promised a lifetime of their own.
+    """
+    idle, busy, remembered = start(), start(), start()
+    for browser in (idle, busy):
+        await browser.get("/write")
+    await remembered.get("/remember")
+    clock.now += 1000
+    await busy.get("/")
+    clock.now += 500
+    shorter = start(max_age=600)
+
+    for browser, lives in ((idle, False), (busy, True), (remembered, True)):
+        browser.url = shorter.url
+        assert lives is await alive(browser)
+    assert idle.jar.get() is None
+    clock.now += 599
+    assert await alive(busy)
+    clock.now += 601
+    assert not await alive(busy)
+    assert await alive(remembered)
+
+
+async def test_a_shorter_fixed_lifetime_counts_from_the_creation(start, clock):
+    """Without `renew` use extends nothing, by the old options or by the new ones."""
+    browser = start(renew=False)
+    await browser.get("/write")
+    clock.now += 500
+    await browser.get("/write")
+    browser.url = start(renew=False, max_age=600).url
+    assert (await browser.get("/")).body == b'{"n": 2}'
+    clock.now += 100
+
+    assert (await browser.get("/")).body == b'{"n": null}'
+
+
 async def test_the_cookie_and_the_row_agree(start, store, clock):
     """
     The cookie may end a tenth of the lifetime before the row, and never after it
