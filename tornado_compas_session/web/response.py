@@ -284,7 +284,7 @@ class HeldResponseMixin(RequestHandler):
     def _session_begin(self) -> None:
         """Starts the commit, if it has not started."""
         held = self._session_held
-        if self._session_task is None and held is not None and held.holding:
+        if self._session_task is None and held is not None and not held.broken:
             loop = asyncio.get_running_loop()
             self._session_task = task = loop.create_task(self._session_commit(held))
             _commits.add(task)
