@@ -909,7 +909,8 @@ async def test_a_refused_size_leaves_the_row(store):
         (lambda s: s.update(c=1), True),
         (lambda s: s.update(a="x" * 61), True),
         (lambda s: s.replace({"a": "x" * 200}), True),
-        (lambda s: s.update(user_id=7), True),
+        (lambda s: s.update(user_id=7, c=1), True),
+        (lambda s: s.update(user_id=7), False),
         (lambda s: s.update(a="y" * 60), False),
         (lambda s: s.pop("a"), False),
         (lambda s: s.update(a="x"), False),
@@ -922,7 +923,10 @@ async def test_a_refused_size_leaves_the_row(store):
     ],
 )
 async def test_one_that_grew_too_large_in_parallel_can_shrink(store, edit, refused):
-    """Two requests have written half of it each: only growth is refused then."""
+    """
+    Two requests have written half of it each: only growth is refused then, and not that
+    of `user_id`: who is to sign in must not be kept from it.
+    """
     manager = make_manager(store, max_data_size=100)
     cookie = await started(manager, n=1)
     one, other = await visit(manager, cookie), await visit(manager, cookie)
