@@ -92,7 +92,13 @@ class Add(Base):
     async def post(self) -> None:
         async with self.session.lock():
             self.session["n"] = self.session.get("n", 0) + 1
+            await self.pause()
         self.write({"n": self.session["n"]})
+
+
+class Increment(Base):
+    async def post(self) -> None:
+        self.write({"n": await self.session.increment("n")})
 
 
 class AddUnlocked(Base):
@@ -140,6 +146,7 @@ def make_app(store: Any, **options: Any) -> Application:
             (f"/put-whole{word}{word}", PutWhole),
             (f"/drop{word}", Drop),
             ("/add", Add),
+            ("/increment", Increment),
             ("/add-unlocked", AddUnlocked),
             ("/regenerate", Regenerate),
             ("/sign-in", SignIn),

@@ -67,7 +67,7 @@ def apply(state: Content, operation: Operation) -> tuple[bool, Content]:
         content[key] = value
     elif verb == "drop":
         content.pop(operation.argument, None)
-    elif verb == "add":
+    elif verb in ("add", "increment"):
         content["n"] = content.get("n", 0) + 1
         if result is not None and content["n"] != result:
             return False, state
@@ -126,13 +126,24 @@ async def run(database, name, operations, kills):
 
         async def client():
             visitor = Visitor(web.url)
-            for _ in range(operations):
+            left = operations
+            while left:
+                left -= 1
                 asked[0] += 1
                 place = dice.randrange(SESSIONS)
                 session = shared[place]
                 verb = dice.choices(
-                    ["read", "set", "add", "drop", "regenerate", "destroy"],
-                    [30, 30, 20, 10, 8, 2],
+                    # add is by lock(), increment by increment().
+                    [
+                        "read",
+                        "set",
+                        "add",
+                        "increment",
+                        "drop",
+                        "regenerate",
+                        "destroy",
+                    ],
+                    [30, 30, 10, 10, 10, 8, 2],
                 )[0]
                 path = f"/{verb}"
                 argument: Any = None
@@ -154,6 +165,8 @@ async def run(database, name, operations, kills):
                         )
                 except ConnectionRefusedError:
                     session.history.remove(one)  # it cannot have happened
+                    left += 1
+                    asked[0] -= 1
                     await asyncio.sleep(0.05)
                     continue
                 except UNKNOWN:
@@ -171,6 +184,7 @@ async def run(database, name, operations, kills):
                     one.result = {
                         "read": body.get("content"),
                         "add": body.get("n"),
+                        "increment": body.get("n"),
                     }.get(verb, "done")
                     if cookie and used == session.cookie:
                         session.cookie = cookie

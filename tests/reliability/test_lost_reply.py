@@ -18,6 +18,7 @@ from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.slow
 
+
 class ForgetfulProxy(Proxy):
     """Breaks a connection instead of handing on the next reply of the server."""
 
