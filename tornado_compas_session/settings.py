@@ -425,7 +425,7 @@ class SessionOptions:
         5,
         _number(0, 300),
         "Seconds for which requests under way still find the session by the id from "
-        "before `regenerate()`.",
+        "before `regenerate()`, once the new one has been shown.",
     )
     websocket_check: float = _lifetime(
         15,
