@@ -39,7 +39,7 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
         "/postgres?target_session_attrs=read-write"
     )
     store = await make_store(driver, dsn)
-    ids = [await created(store, {"n": 0}) for _ in range(5)]
+    handles = [await created(store, {"n": 0}) for _ in range(5)]
     acknowledged = 0
     failed = 0
     stop = False
@@ -49,7 +49,10 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
         n = 0
         while not stop:
             try:
-                if await store.save(ids[which], 0, change({f"k{n}": n})) is not None:
+                if (
+                    await store.save(handles[which], 0, change({f"k{n}": n}))
+                    is not None
+                ):
                     written[which].append(n)
                     acknowledged += 1
             except StoreUnavailable:
@@ -57,8 +60,8 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
             n += 1
             await asyncio.sleep(0.01)
 
-    written: list[list[int]] = [[] for _ in ids]
-    writers = [asyncio.ensure_future(write(n)) for n in range(len(ids))]
+    written: list[list[int]] = [[] for _ in handles]
+    writers = [asyncio.ensure_future(write(n)) for n in range(len(handles))]
     await asyncio.sleep(0.5)
     await loop.run_in_executor(None, lambda: primary.stop("kill"))
     before = acknowledged
@@ -69,7 +72,7 @@ async def test_writes_come_back_after_a_failover(make_cluster: Any, driver: str)
             await asyncio.sleep(0.05)
     stop = True
     await asyncio.gather(*writers)
-    for handle, keys in zip(ids, written, strict=True):
+    for handle, keys in zip(handles, written, strict=True):
         data = await data_of(store, handle)
         assert set() == {f"k{n}" for n in keys} - set(data)
     await store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def columns(dsn: str) -> list[tuple[object, ...]]:
             "  FROM information_schema.columns"
             " WHERE table_name = 'compas_session' ORDER BY ordinal_position"
         ).fetchall()
+
+
+def indexes(dsn: str) -> dict[str, str]:
+    with psycopg.connect(dsn) as connection:
+        return dict(
+            connection.execute(
+                "SELECT indexname, indexdef FROM pg_indexes"
+                " WHERE tablename = 'compas_session'"
+            ).fetchall()
+        )
 
 
 async def waiting(dsn: str) -> list[str]:
@@ -114,7 +125,63 @@ async def test_script_by_hand_is_the_same(empty_database: str, database: str) ->
         connection.execute(script().encode())
 
     assert columns(database) == columns(empty_database)
+    assert indexes(database) == indexes(empty_database)
     assert [] == await migrate(empty_database)
+
+
+def test_no_index_has_what_a_request_writes(database: str) -> None:
+    """Three in all; a new secret, a renewal and a save of data touch none of them."""
+    assert {
+        "compas_session_pkey": "(handle)",
+        "compas_session_reap_after": "(reap_after)",
+        "compas_session_user_id": "(user_id) WHERE (user_id IS NOT NULL)",
+    } == {
+        name: definition.partition("USING btree ")[2]
+        for name, definition in indexes(database).items()
+    }
+
+
+def test_readme_has_every_column_and_index(database: str) -> None:
+    """schema/README.md is what somebody reads who has to do with the table."""
+    text = (ROOT / "schema" / "README.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+    wanted = [str(column[0]) for column in columns(database)]
+    assert sorted([*wanted, *indexes(database), "handle"]) == sorted(named)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("handle", "'too short'"),
+        ("handle", "'ü12345678901'"),
+        ("handle", "NULL"),
+        ("secret_hash", "'\\x00'"),
+        ("data", "'[]'"),
+        ("data", "NULL"),
+        ("expires_at", "NULL"),
+    ],
+)
+def test_the_table_takes_no_nonsense(database: str, column: str, value: str) -> None:
+    """Whoever writes to it by hand is told at once."""
+    good = {
+        "handle": "'000000000001'",
+        "secret_hash": "sha256('')",
+        "data": "'{}'",
+        "expires_at": "now()",
+    }
+    with psycopg.connect(database, autocommit=True) as connection:
+        for given in (good | {column: value}, good):
+            insert = (
+                f"INSERT INTO compas_session ({', '.join(given)})"
+                f" VALUES ({', '.join(given.values())})"
+            )
+            if given is good:
+                connection.execute(insert.encode())
+                continue
+            with pytest.raises(psycopg.errors.IntegrityError):
+                connection.execute(insert.encode())
 
 
 @pytest.mark.slow
