@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 
@@ -26,12 +27,29 @@ class Page(SessionMixin, RequestHandler):
             self.session.regenerate()
         elif verb == "clear":
             self.session.clear()
+        elif verb == "destroy":
+            self.session = None
+        elif verb == "wait":
+            self.session.get("text")
+            self.settings["entered"].set()
+            await self.settings["go_on"].wait()
         self.write({"size": len(self.session.get("text", ""))})
 
 
 @pytest.fixture
-def browser(io_loop):
-    with serve(make_app([(r"/(\w*)", Page)])) as url:
+def options():
+    return {}
+
+
+@pytest.fixture
+def app(io_loop, options):
+    tornado = {"entered": asyncio.Event(), "go_on": asyncio.Event()}
+    return make_app([(r"/(\w*)", Page)], tornado=tornado, **options)
+
+
+@pytest.fixture
+def browser(app):
+    with serve(app) as url:
         yield Browser(url)
 
 
@@ -98,6 +116,28 @@ async def test_saving_and_regenerating(browser):
     assert 5 == await size_of(browser)
     await browser.get("/clear")
     assert 0 == await size_of(browser)
+
+
+@pytest.mark.parametrize("options", [{}, {"renew": 0}, {"renew": 0, "max_age": 60}])
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_slow_read_brings_no_session_back(app, browser, again):
+    """
+    Meanwhile another tab has signed out, or out and in again. There is no row that
+    would tell, so a cookie leaves only with what its request has written.
+    """
+    await browser.get("/write?size=5")
+    slow = asyncio.create_task(browser.get("/wait"))
+    async with asyncio.timeout(30):
+        await app.settings["entered"].wait()
+        await browser.get("/destroy")
+        if again:
+            await browser.get("/write?size=7")
+        app.settings["go_on"].set()
+        response = await slow
+
+    assert b'{"size": 5}' == response.body
+    assert [] == set_cookies(response, None)
+    assert (7 if again else 0) == await size_of(browser)
 
 
 def test_what_needs_a_store_says_so():
