@@ -21,7 +21,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from tornado_compas_session import (
-    MemorySessionStore,
+    MemorySessionStore as MemorySessionStore,
+)
+from tornado_compas_session import (
     Session,
     StoreUnavailable,
     session_settings,

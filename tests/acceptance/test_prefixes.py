@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from tornado.web import RequestHandler
@@ -25,7 +26,7 @@ DEMANDS = {
     "__Host-Http-shop": {"http_only", "domain", "path"},
 }
 #: An option that the demand is not met with.
-BROKEN = {
+BROKEN: dict[str, Any] = {
     "secure": {"secure": False},
     "http_only": {"http_only": False},
     "domain": {"domain": "example.com"},

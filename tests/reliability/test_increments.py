@@ -50,7 +50,7 @@ async def test_every_increment_is_counted_once(database, long, record_property):
 
 @pytest.mark.parametrize("path", ["/increment", "/add"])
 async def test_two_processes_count_together(database, path, long, record_property):
-    """The same where both have their share for certain: by `increment()`, by `lock()`."""
+    """The same where both have their share for certain: `increment()`, `lock()`."""
     total = 2000 if long else 300
     with web_process(database) as one, web_process(database) as two:
         visitor = Visitor(one.url)
@@ -77,7 +77,7 @@ async def test_increments_wait_for_no_lock(make_cluster, long, record_property):
     await migrate(server.dsn())
 
     def waits() -> int:
-        return server.log.read_text(errors="replace").count("still waiting for")
+        return int(server.log.read_text(errors="replace").count("still waiting for"))
 
     with web_process(server.dsn()) as one, web_process(server.dsn()) as two:
         urls = [one.url, two.url]
