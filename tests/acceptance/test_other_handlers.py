@@ -213,7 +213,7 @@ class ReturnsIt(Uses):
 
 class DropsIt(Uses):
     def prepare(self):
-        super().prepare()  # type: ignore[unused-coroutine]  # type: ignore[unused-coroutine]
+        super().prepare()  # type: ignore[unused-coroutine]
 
 
 class Initialize(Uses):

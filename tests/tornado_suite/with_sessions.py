@@ -24,6 +24,7 @@ from tornado.websocket import WebSocketHandler
 from tornado_compas_session import MemorySessionStore, SessionMixin, session_settings
 from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.types import SessionChange
+from tornado_compas_session.settings import MANAGER
 
 HANDLE, SECRET = "abcdefghijkl", "mnopqrstuvwxyzABCDEFGHIJ"
 ENVIRON = {"APP_NAME": "suite", "APP_KEYS": "a-key-for-the-tests-and-nothing-else"}
@@ -94,12 +95,10 @@ def install() -> None:
         make(self, *args, **settings)
         store = SlowStore()
         ours = session_settings(store, environ=ENVIRON, secure=False)
+        change = SessionChange({"count": "0"}, idle=3600.0)
         with contextlib.suppress(StopIteration):  # it has nothing to wait for
-            change = SessionChange({"count": "0"}, idle=3600.0)
             store.create(HANDLE, hash_secret(SECRET), change).send(None)
-        manager = self.settings["compas_session_manager"] = ours[
-            "compas_session_manager"
-        ]
+        manager = self.settings[MANAGER] = ours[MANAGER]
         name = manager.options.key
         cookie = f"{name}={manager.keys.sign(name, HANDLE + SECRET)}"
         self.settings["suite_cookie"] = cookie
