@@ -60,14 +60,17 @@ shown_at = greatest(s.shown_at, to_timestamp(@now@ *
 -- define sum --
 -- Through text, because to_jsonb() is no function that may run anywhere. What holds no
 -- number stays, and is told by its type.
-data = CASE coalesce(jsonb_typeof(s.data -> {key}), 'number') WHEN 'number'
+data = CASE WHEN coalesce(jsonb_typeof(s.data -> {key}), 'number') = 'number'
     THEN jsonb_set(s.data, ARRAY[{key}],
         (coalesce(s.data ->> {key}, '0')::numeric + {by}::numeric)::text::jsonb)
     ELSE s.data END
 
 -- define written --
-s.handle, date_part('epoch', s.expires_at), date_part('epoch', s.updated_at),
-date_part('epoch', s.authenticated_at)
+-- As differences: the seconds of a timestamptz itself are for PostgreSQL a matter of the
+-- time zone, which RETURNING may not depend on.
+s.handle, date_part('epoch', s.expires_at - to_timestamp(0)),
+date_part('epoch', s.updated_at - to_timestamp(0)),
+date_part('epoch', s.authenticated_at - to_timestamp(0))
 
 -- define record --
 s.handle, s.data::text, s.secret_hash, s.former_hash, s.epoch,

@@ -205,6 +205,17 @@ async def test_its_own_end_with_the_browser(start, clock):
     assert [] == browser.jar.names()
 
 
+async def test_its_own_lifetime_sends_a_cookie_once(start, clock):
+    """Set anew with each request, as in `prepare`, it is the same and sends none."""
+    browser = start()
+    await browser.get("/write")
+    assert 30 * DAY == max_age(await browser.get("/remember"))
+
+    for _ in range(3):
+        clock.now += 60
+        assert [] == set_cookies(await browser.get("/remember"))
+
+
 async def test_shortened_for_this_session(start, clock):
     """`absolute_max_age` can be set, and counts from the creation."""
     browser = start()
