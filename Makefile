@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # make test ARGS="-n0 --pdb".
 TOGETHER := -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help run test check all floor lint format types bench docs audit lock clean
+.PHONY: help run test check all floor lint format types bench mutants docs audit lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED) ## Measure; choose what: make bench ARGS="--help"
 	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+mutants: $(INSTALLED) ## Put faults in, and see tests fail; in one file: make mutants ARGS=signing
+	@$(BIN)/python -m scripts.mutants $(ARGS)
 
 docs: $(INSTALLED) ## Build the documentation into site/; to see it: make docs ARGS=serve
 	@$(BIN)/python scripts/reference.py
