@@ -269,7 +269,10 @@ RETURNING s.handle;
 
 -- end_surplus_one --
 DELETE FROM compas_session s
- WHERE s.handle = :handle::text AND s.user_id = :user_id::text
+ WHERE s.handle = :handle::text AND s.handle = (
+       SELECT l.handle FROM compas_session l
+        WHERE l.handle = :handle::text AND l.user_id = :user_id::text
+          FOR UPDATE SKIP LOCKED)
 RETURNING s.handle;
 
 -- revoke_all --
@@ -296,16 +299,17 @@ WITH claim AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- stats --
-SELECT count(*) FILTER (WHERE s.expires_at > now()),
-       count(*) FILTER (WHERE s.expires_at <= now()),
-       count(*) FILTER (WHERE s.expires_at > now() AND s.user_id IS NULL),
-       count(DISTINCT s.user_id) FILTER (WHERE s.expires_at > now()),
-       date_part('epoch', min(s.created_at) FILTER (WHERE s.expires_at > now())),
-       @now@,
-       coalesce((SELECT sum(pg_total_relation_size(relid))  -- if it is partitioned
-                   FROM pg_partition_tree('compas_session'))::bigint,
-                pg_total_relation_size('compas_session'))
-  FROM compas_session s;
+SELECT c.*, coalesce(size.parts, pg_total_relation_size('compas_session'))
+  FROM (SELECT count(*) FILTER (WHERE s.expires_at > now()),
+               count(*) FILTER (WHERE s.expires_at <= now()),
+               count(*) FILTER (WHERE s.expires_at > now() AND s.user_id IS NULL),
+               count(DISTINCT s.user_id) FILTER (WHERE s.expires_at > now()),
+               date_part('epoch', min(s.created_at)
+                                  FILTER (WHERE s.expires_at > now())),
+               @now@
+          FROM compas_session s) AS c,
+       (SELECT sum(pg_total_relation_size(relid))::bigint  -- if it is partitioned
+          FROM pg_partition_tree('compas_session')) AS size(parts);
 
 -- top_users --
 SELECT s.user_id, count(*)

@@ -378,9 +378,15 @@ class PostgresSessionStore(PostgresUserSessions):
         for pause in (0.01, 0.1, None):
             if not left:
                 return
-            ended = await database.on(
-                connection, "end_surplus", handles=list(left), user_id=user
-            )
+            if len(left) == 1:
+                [other] = left
+                ended = await database.on(
+                    connection, "end_surplus_one", handle=other, user_id=user
+                )
+            else:
+                ended = await database.on(
+                    connection, "end_surplus", handles=list(left), user_id=user
+                )
             left -= {row[0] for row in ended}
             if left and pause is not None:
                 await asyncio.sleep(pause)  # one that is being saved, and not for long
