@@ -157,7 +157,8 @@ async def test_control_a_fresh_limit_for_what_waited(
 
     def fresh(self: Any, now: float) -> Any:
         queue, self._queue = [*self._queue], deque()
-        items, waiters: dict[Any, Any] = {}, {}
+        items: dict[Any, Any] = {}
+        waiters: dict[Any, Any] = {}
         for key, item, waiter, _ in queue:
             items[key] = item
             waiters.setdefault(key, []).append(waiter)
