@@ -267,6 +267,7 @@ class Simulation:
         if login:
             self.last_user = step.user
         request.sent = self.jar.named(NAME)
+        request.overtaken = sum(bool(r.wire.status and r.sets) for r in others)
         if others:
             self.overlapped = True
             self.one_by_one = False
@@ -529,7 +530,7 @@ class Simulation:
             request.failed
             or request.disturbed
             or self.attacked
-            or self.clock.monotonic() <= self.uncertain_until
+            or request.arrived <= self.uncertain_until
             or request.mixed
         )
         if not excused:
@@ -640,7 +641,8 @@ class Simulation:
             self.note("the session may have expired")
             self._void()
             self.one_by_one = False
-        if any(cookie.name == NAME for cookie in ended):
+        left = self.jar.named(NAME)
+        if not left and any(cookie.name == NAME for cookie in ended):
             if self.signed_in and self.last_use_sure and idle < MAX_AGE - EARLIER:
                 self.broken("I1", f"the cookie ended {idle:g} s after its use")
             self.note("the cookie has ended")
