@@ -11,8 +11,9 @@
 -- somebody else has locked, and `name_waiting` waits for it.
 --
 -- What touches one row is written so that a distributed planner (Citus) takes it as well:
--- it is found by the distribution column; there is no now() inside of CASE, COALESCE or
--- RETURNING, and no `timestamptz + interval`, which depend on the server they run on. So
+-- it is found by the distribution column; there is no CASE with an operand, no now()
+-- inside of CASE, COALESCE or RETURNING, and no `timestamptz + interval` or date_part()
+-- of a column, which depend on the server they run on (tests/unit/test_distributed.py). So
 -- `greatest(a with now(), CASE WHEN … THEN column END)` stands where a CASE would: of its
 -- two one is NULL, which it ignores.
 --
