@@ -100,6 +100,8 @@ def tried(mutants: list[Mutant], folder: Path, beside: int) -> list[Mutant]:
     if any(mutant.path != SQL for mutant in mutants):
         print("which tests run which line?", file=sys.stderr)
         tests = tests_of_lines(folder)
+    if any(mutant.path == SQL for mutant in mutants) and run(SQL_TESTS) != 0:
+        raise SystemExit(f"no fault is in, and a test fails: {' '.join(SQL_TESTS)}")
     survivors = []
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(beside) as threads:
