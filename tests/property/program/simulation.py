@@ -511,7 +511,8 @@ class Simulation:
             self._check_refusal(request)
             self._quiet()
             return
-        if request.content and self.store is not None:
+        # A failure discards all that it did, and is no use of the session.
+        if request.content and self.store is not None and expected < 500:
             self.last_use = max(self.last_use, request.arrived_at)
             if request.arrived > self.uncertain_until:
                 self.last_use_sure = True  # a cookie that was lost is made anew
