@@ -1,0 +1,236 @@
+"""One visitor who waits for a row does not take the database from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from tornado.web import RequestHandler
+
+from tests.drivers import DRIVERS, make_store
+from tests.factories import make_app, serve
+from tests.reliability.load import Mark, Visitor
+from tornado_compas_session import SessionMixin
+from tornado_compas_session.stores.rowqueue import RowQueue
+
+pytestmark = pytest.mark.slow
+
+POOL = 10
+OTHERS = 20
+#: How long the others are watched, and how long one visitor is inside of lock().
+SECONDS = 3.0
+#: How long a request is under way whose session ends meanwhile.
+LATE = 0.4
+
+
+class Lock(SessionMixin, RequestHandler):
+    async def post(self):
+        async with self.session.lock(timeout=10):
+            self.session["locked"] = True
+            await asyncio.sleep(float(self.get_query_argument("for")))
+
+
+class SignOut(SessionMixin, RequestHandler):
+    def post(self):
+        self.session = None
+
+
+class Regenerate(SessionMixin, RequestHandler):
+    def post(self):
+        self.session.regenerate()
+
+
+class Late(SessionMixin, RequestHandler):
+    """Writes a while after its session was loaded."""
+
+    async def post(self):
+        await asyncio.sleep(LATE)
+        self.session["late"] = True
+
+
+class Others:
+    """Visitors who read and write, and what they were answered, and when."""
+
+    def __init__(self, url: str) -> None:
+        self.visitors = [Visitor(url) for _ in range(OTHERS)]
+        self.waits: list[float] = []
+        self.wrong: list[int] = []
+
+    async def start(self) -> None:
+        for visitor in self.visitors:
+            assert 200 == (await visitor.ask("/?mark=other", "POST"))[0]
+
+    async def watch(self) -> float:
+        """How many answers they got in a second; what they waited is in `waits`."""
+        self.waits.clear()
+        until = time.perf_counter() + SECONDS
+        await asyncio.gather(*(self._come(each, until) for each in self.visitors))
+        return len(self.waits) / SECONDS
+
+    async def _come(self, visitor: Visitor, until: float) -> None:
+        turn = 0
+        while (start := time.perf_counter()) < until:
+            turn += 1
+            path, method = (f"/?n={turn}", "POST") if turn % 4 == 0 else ("/", "GET")
+            status, _, _ = await visitor.ask(path, method)
+            if status != 200:
+                self.wrong.append(status)
+            self.waits.append(time.perf_counter() - start)
+            await asyncio.sleep(0.02)
+
+    @property
+    def worst(self) -> float:
+        """All but one in a hundred waited less."""
+        return sorted(self.waits)[-1 - len(self.waits) // 100]
+
+
+@contextlib.asynccontextmanager
+async def site(
+    driver: str, dsn: str, timeout: float
+) -> AsyncIterator[tuple[str, Others]]:
+    store = await make_store(driver, dsn, size=POOL, timeout=timeout)
+    routes = [
+        ("/", Mark),
+        ("/lock", Lock),
+        ("/sign-out", SignOut),
+        ("/regenerate", Regenerate),
+        ("/late", Late),
+    ]
+    app = make_app(routes, store, timeout=timeout)
+    try:
+        with serve(app) as url:
+            others = Others(url)
+            await others.start()
+            yield url, others
+            for visitor in others.visitors:
+                visitor.drop()
+    finally:
+        await store.close()
+
+
+async def several(url: str, number: int, mark: str = "") -> list[Visitor]:
+    """So many connections: of one browser with this mark, or of as many browsers."""
+    visitors = [Visitor(url) for _ in range(number)]
+    for visitor in visitors:
+        if mark and visitor is not visitors[0]:
+            visitor.cookie = visitors[0].cookie
+        else:
+            assert 200 == (await visitor.ask(f"/?mark={mark or 'one'}", "POST"))[0]
+    return visitors
+
+
+async def ask(visitors: list[Visitor], path: str) -> list[tuple[int, float]]:
+    """They all ask at once: the status of each, and how long it took."""
+
+    async def one(visitor: Visitor) -> tuple[int, float]:
+        start = time.perf_counter()
+        status, _, _ = await visitor.ask(path, "POST")
+        visitor.drop()
+        return status, time.perf_counter() - start
+
+    return await asyncio.gather(*map(one, visitors))
+
+
+@contextlib.asynccontextmanager
+async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
+    """
+    - A visitor is inside of `lock()`; 30 requests end the same session, and 10 of
+      another one ask for a new secret.
+    - 25 visitors have a slow block of `lock()` each, on ten connections.
+    - Another program has a row locked that 20 requests write to.
+    - Ten write to a session that has ended: they are told so at once.
+    """
+    inside, *leaving = await several(url, 31, "inside")
+    turning = await several(url, 11, "turning")
+    slow = await several(url, 25)
+    writing = await several(url, 20, "written")
+    late = await several(url, 10, "late")
+
+    async def refused() -> list[tuple[int, float]]:
+        asking = asyncio.ensure_future(ask(late, "/late"))
+        await asyncio.sleep(LATE / 2)
+        await other.execute("DELETE FROM compas_session WHERE data->>'mark' = 'late'")
+        await other.commit()
+        return await asking
+
+    locker = await psycopg.AsyncConnection.connect(dsn)
+    other = await psycopg.AsyncConnection.connect(dsn)
+    async with locker, other:
+        await locker.execute(
+            "SELECT 1 FROM compas_session WHERE data->>'mark' = 'written' FOR UPDATE"
+        )
+        waiting = [
+            asyncio.ensure_future(ask([inside], f"/lock?for={SECONDS}")),
+            asyncio.ensure_future(ask(turning[:1], f"/lock?for={SECONDS}")),
+            asyncio.ensure_future(ask(slow, f"/lock?for={SECONDS / 5}")),
+        ]
+        await asyncio.sleep(0.2)
+        waiting += [
+            asyncio.ensure_future(ask(leaving, "/sign-out")),
+            asyncio.ensure_future(ask(turning[1:], "/regenerate")),
+            asyncio.ensure_future(ask(writing, "/?n=1")),
+        ]
+        await asyncio.sleep(0.2)
+        told = asyncio.ensure_future(refused())
+        found: dict[str, Any] = {}
+        yield found
+        await locker.rollback()
+        answers = [answer for each in await asyncio.gather(*waiting) for answer in each]
+        found["statuses"] = {status for status, _ in answers}
+        found["late"] = {status for status, _ in await told}
+        found["latest"] = max(seconds for _, seconds in await told)
+
+
+async def compare(
+    driver: str, dsn: str, timeout: float = 10
+) -> tuple[float, float, dict[str, Any]]:
+    """
+    What the others get, beside a quiet server: the part of its answers, and how many
+    times as long they take. And what those who waited were answered.
+    """
+    async with site(driver, dsn, timeout) as (url, others):
+        quiet, before = await others.watch(), others.worst
+        async with everybody_waits(url, dsn) as answers:
+            loud, during = await others.watch(), others.worst
+    print(
+        f"{driver}: {quiet:.0f} answers a second and {loud:.0f} beside those who wait; "
+        f"p99 {before * 1000:.0f} ms and {during * 1000:.0f} ms; {answers}"
+    )
+    return loud / quiet, during / before, {**answers, "wrong": others.wrong}
+
+
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+async def test_the_others_are_served_while_some_wait(database: str, driver: str):
+    """
+    Whoever waits for a row takes one connection for each session, and half of the pool
+    at most: the others get nearly as many answers as on a quiet server.
+    """
+    part, longer, answers = await compare(driver, database)
+
+    assert part > 0.4
+    assert longer < 10  # a bound for a busy machine
+    assert [] == answers["wrong"]
+    assert {200} == answers["statuses"]
+    assert {409} == answers["late"]
+    assert answers["latest"] < LATE + 1
+
+
+async def test_control_waiting_in_the_database(
+    database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Where each waits on a connection of its own there is none for the others."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self: Any, handle: str, deadline: float) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setattr(RowQueue, "turn", turn)
+
+    part, _, _ = await compare("connect", database, timeout=3)
+
+    assert part < 0.4
