@@ -403,6 +403,7 @@ async def ask_another_at_once(database):
     return missed
 
 
+@pytest.mark.slow
 async def test_a_second_process_finds_it_at_once(database):
     """
     A store that takes 300 ms to save: who follows the redirect, to whatever process,
@@ -411,6 +412,7 @@ async def test_a_second_process_finds_it_at_once(database):
     assert 0 == await ask_another_at_once(database)
 
 
+@pytest.mark.slow
 async def test_without_the_hold_it_would_not(database, monkeypatch):
     """The control of the test above: sent at once and saved later, it is missed."""
 

@@ -24,6 +24,7 @@ def app() -> Application:
     return Application([("/", Counter)], **session_settings(MemorySessionStore()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_request_leaves_no_circles(http_client, base_url, method):
     """Neither reading nor writing a session does; it cost a tenth of all CPU time."""

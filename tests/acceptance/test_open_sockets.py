@@ -90,6 +90,7 @@ async def ended(socket):
     return socket.close_code, socket.close_reason
 
 
+@pytest.mark.slow
 async def test_thirty_that_are_open_at_a_new_id_stay(browser, clock):
     """
     They are of the same visitor: however often the id has changed, and however long ago
@@ -110,6 +111,7 @@ async def test_thirty_that_are_open_at_a_new_id_stay(browser, clock):
     assert {"user_id": "anna", "n": 30} == json.loads((await browser.get()).body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["sign-in", "another", "clear", "destroy"])
 async def test_thirty_that_are_open_at_a_sign_in_close(browser, what):
     """Their visitor is another one now: they are told to come again, and why."""

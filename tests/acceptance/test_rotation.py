@@ -159,6 +159,7 @@ async def rotate(io_loop, requests, steps):
     return lost + max(0, len(store) - 20)
 
 
+@pytest.mark.slow
 async def test_two_steps_log_nobody_out(io_loop, long):
     """
     First verify-only everywhere, then sign, then drop: no logout in 10,000 requests
@@ -170,6 +171,7 @@ async def test_two_steps_log_nobody_out(io_loop, long):
     assert 0 == await rotate(io_loop, 10_000 if long else 2_000, steps)
 
 
+@pytest.mark.slow
 async def test_one_step_does(io_loop, long):
     """The control: with the new key signing at once, the older node logs people out."""
     steps = [(KEY,), (NEWER_KEY, KEY)]

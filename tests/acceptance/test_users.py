@@ -123,6 +123,7 @@ async def test_ending_the_others_spares_a_session_that_has_got_a_new_id(app, bro
 # -- their number ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"max_sessions_per_user": 2}])
 @pytest.mark.parametrize("query", ["", "?locked=1"])
 @pytest.mark.parametrize("came", ["new", "known"])

@@ -242,6 +242,7 @@ async def test_saving_after_the_session_ended_is_session_gone(url):
     socket.close()
 
 
+@pytest.mark.slow
 async def test_a_regeneration_elsewhere_is_followed(url):
     """The socket goes on as the same session, and later saves reach it."""
     browser = Browser(url)
@@ -255,6 +256,7 @@ async def test_a_regeneration_elsewhere_is_followed(url):
     socket.close()
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_away_closes_no_socket(url, store):
     """Whether the session ended is not known then; it is looked at again later."""
     browser = Browser(url)
@@ -269,6 +271,7 @@ async def test_a_store_that_is_away_closes_no_socket(url, store):
     assert 1008 == await ended(socket)
 
 
+@pytest.mark.slow
 async def test_a_closed_socket_is_watched_no_longer(url, store):
     """Nothing goes on for a socket that the client has closed."""
     browser = Browser(url)

@@ -13,6 +13,8 @@ import pytest
 from tornado_compas_session.browsers import PREFIXES, public_name
 from tornado_compas_session.tools.doctor_browser import Cookie
 
+pytestmark = pytest.mark.slow
+
 SUFFIXES = "--host-resolver-rules=MAP *.co.uk 127.0.0.1, MAP *.github.io 127.0.0.1"
 
 

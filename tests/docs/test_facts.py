@@ -253,6 +253,7 @@ def test_every_row_of_the_checklist_is_answered():
         assert cells[1] and cells[2], f"{cells[0]} is not answered"
 
 
+@pytest.mark.slow
 def test_named_tests_exist():
     """Each test that the page names is one of ours, or of the suite for stores."""
     named = set(re.findall(r"`(test_\w+)`", prose(DOCS / "security-checklist.md")))

@@ -148,6 +148,7 @@ def test_revoke_all_ends_every_session(
     assert "0\n" == capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "ended", "left"), [("y", 0, 0), ("n", 2, 5), ("", 2, 5), ("all", 2, 5)]
 )
@@ -213,6 +214,7 @@ def test_what_strangers_sent_cannot_take_over_the_terminal(
     assert "[red]boo[/red]" in printed
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_is_no_traceback(filled: str) -> None:
     """`… | head -1` ends quietly."""
     environ = {"DATABASE_URL": filled}

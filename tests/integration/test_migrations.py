@@ -201,6 +201,7 @@ def test_two_processes_at_once(empty_database: str) -> None:
     assert "".join(f"{name}\n" for name in NAMES) == "".join(sorted(printed))
 
 
+@pytest.mark.slow
 def test_command_works_from_anywhere(empty_database: str, tmp_path: Path) -> None:
     """A checkout on the path finds its SQL from any folder."""
     environ = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.apps.visitor import Visitor, contents, leave_all
 
 KEYS = 50
@@ -28,6 +30,7 @@ async def write_all(applications, path, rounds):
     return lost
 
 
+@pytest.mark.slow
 async def test_all_keys_are_there(applications, database, long, record_property):
     """50 keys, round after round: each is as it was last written."""
     rounds = 20 if long else 4
@@ -38,6 +41,7 @@ async def test_all_keys_are_there(applications, database, long, record_property)
     record_property("lost", f"0 of {KEYS * rounds}")
 
 
+@pytest.mark.slow
 async def test_control_the_whole_document_loses_keys(
     applications, long, record_property
 ):
