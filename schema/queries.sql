@@ -196,10 +196,12 @@ RETURNING @written@, (s.data -> c.key)::text, jsonb_typeof(s.data -> c.key);
 -- regenerate_session --
 -- Gives a live session a new secret; of two at once, only one finds the former one. Where
 -- who the visitor is changes (`identity`), the former one opens nothing any more, and the
--- epoch shuts out what began before.
+-- epoch shuts out what began before. Where the answer with the current one was lost,
+-- `former` is what the browser has; then only if nobody has shown the current one.
 UPDATE compas_session s
    SET @one.data@, @one.lifetime@,
-       former_hash = CASE WHEN :identity::boolean THEN NULL ELSE s.secret_hash END,
+       former_hash = CASE WHEN :identity::boolean THEN NULL
+                     ELSE coalesce(:former::bytea, s.secret_hash) END,
        secret_hash = :new_hash::bytea, secret_at = now(), shown_at = NULL,
        epoch = s.epoch + (:identity::boolean)::integer,
        user_id = CASE WHEN :identity::boolean THEN :user_id::text ELSE s.user_id END,
@@ -209,6 +211,7 @@ UPDATE compas_session s
        user_agent = coalesce(:user_agent::text, s.user_agent),
        address = coalesce(:address::text, s.address)
  WHERE @row@ AND s.secret_hash = :mine::bytea
+   AND (:former::bytea IS NULL OR s.shown_at IS NULL)
 RETURNING @written@;
 
 -- delete_session --

@@ -40,6 +40,7 @@ VALUES = {
     "identity": "false",
     "mine": "sha256('7')",
     "new_hash": "sha256('new')",
+    "former": "NULL",
     "user_id": "'user-7'",
     "keeps_sign_in": "true",
     "signs_in": "NULL",

@@ -69,7 +69,7 @@ def warnings(caplog):
 
 async def test_one_call_and_one_line(database, caplog):
     """However many requests; each is a stranger's, and the visitor's own goes on."""
-    told = []
+    told: list[object] = []
 
     seen = await attack(database, told.append)
 
@@ -99,7 +99,7 @@ async def test_a_hook_that_fails_breaks_no_page(database, caplog, hook):
 async def test_control_without_the_pause_it_floods(database, caplog, monkeypatch):
     """A call and a line for each."""
     monkeypatch.setattr(arrival, "_ALARM_PAUSE", 0.0)
-    told = []
+    told: list[object] = []
 
     await attack(database, told.append)
 

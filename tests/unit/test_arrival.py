@@ -84,8 +84,8 @@ async def test_the_first_showing_is_noted():
 @pytest.mark.parametrize(
     ("values", "opens"),
     [
-        # Until the new one was shown, however long that takes: its answer may be lost.
-        ({"shown": None, "now": 9e6}, True),
+        # Until the new one was shown.
+        ({"shown": None, "now": 1000.0}, True),
         # And for the grace after it was (not after it was made).
         ({"now": 1014.9}, True),
         ({"now": 1015.0}, False),
@@ -101,6 +101,22 @@ async def test_the_former_secret_within_its_grace(values, opens):
     assert opens != session.is_new
     assert not session.life.current
     assert not session.life.clears_cookie
+
+
+@pytest.mark.parametrize("seconds", [0.0, 9.9, 10.0, 9e6])
+async def test_where_the_new_secret_was_lost_the_former_one_counts(seconds):
+    """
+    Nobody has shown the new one, and no answer is under way for twice the grace: so the
+    one before signs in, and gets the cookie renewed. Before that it does neither.
+    """
+    late = row(shown=None, turned=1000.0, now=1000.0 + seconds)
+
+    session = await admitted([shows(FORMER)], late)
+
+    assert (seconds >= 10) == session.life.current
+    assert session.life.shows is None  # the new one was not shown by this
+    shown = late._replace(shown=late.now)
+    assert not (await admitted([shows(FORMER)], shown)).life.current
 
 
 async def test_the_grace_counts_from_the_door():

@@ -151,7 +151,12 @@ class Doorkeeper:
         if chosen is not None:
             record, each = chosen
             session.start(record)
-            session.life.found(record, each.secret_hash, outdated=each.outdated)
+            session.life.found(
+                record,
+                each.secret_hash,
+                outdated=each.outdated,
+                supersedes=self._is_lost(record, waited),
+            )
         elif opened:
             return
         for record in strangers:
@@ -163,7 +168,7 @@ class Doorkeeper:
             else:
                 await self._alarm(record)
         if not opened and not strangers:
-            session.life.found_nothing()
+            session.life.found_nothing(waited)
 
     def _choose(
         self,
@@ -202,6 +207,18 @@ class Doorkeeper:
         if former is None or not hmac.compare_digest(secret_hash, former):
             return False
         return record.shown is None or self._is_fresh(record, waited)
+
+    def _is_lost(self, record: SessionRecord, waited: float) -> bool:
+        """
+        Whether the answer with the current secret must have been lost: nobody has shown
+        it, and no answer, nor a request sent before it came, is under way so long.
+
+        Without this nobody could sign in to the session any more, nor renew its cookie:
+        both need the current secret, and nobody has it.
+        """
+        return record.shown is None and (
+            record.now - waited >= record.turned + 2 * self.options.regenerate_grace
+        )
 
     def _is_fresh(self, record: SessionRecord, waited: float) -> bool:
         since = record.turned if record.shown is None else record.shown

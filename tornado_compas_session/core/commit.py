@@ -368,7 +368,11 @@ class Committer:
         assert record is not None
         _, secret = session.life.draw(lambda: record.handle, self._draw_secret)
         return NewSecret(
-            record.secret_hash, hash_secret(secret), step.identity, step.signed_in
+            record.secret_hash,
+            hash_secret(secret),
+            step.identity,
+            step.signed_in,
+            session.life.superseding,
         )
 
     # ── inside of lock() ─────────────────────────────────────────────────────────

@@ -43,6 +43,7 @@ class Life:
         "shows",
         "strange",
         "strange_user",
+        "superseding",
         "unreachable",
     )
 
@@ -51,6 +52,8 @@ class Life:
         self.record: SessionRecord | None = None
         #: Whether this request has the secret that opens it now, not the one before.
         self.current = False
+        #: The secret before this one, where it counts as the current one.
+        self.superseding: bytes | None = None
         #: The hash that the browser presented, where it is yet to be noted that it did.
         self.shows: bytes | None = None
         #: Its cookie is signed by an older key or came under an older name.
@@ -87,13 +90,25 @@ class Life:
         self.several = cookies > 1
 
     def found(
-        self, record: SessionRecord, presented: bytes, *, outdated: bool = False
+        self,
+        record: SessionRecord,
+        presented: bytes,
+        *,
+        outdated: bool = False,
+        supersedes: bool = False,
     ) -> None:
-        """The browser showed a secret that opens this row."""
+        """
+        The browser showed a secret that opens this row.
+
+        `supersedes`: it is the one before, and the answer with the new one was lost; so
+        it counts as the current one, as long as nobody shows the other.
+        """
         self.record = record
-        self.current = presented == record.secret_hash
+        is_it = presented == record.secret_hash
+        self.current = is_it or supersedes
+        self.superseding = presented if supersedes and not is_it else None
         self.outdated = outdated and self.current
-        if self.current and record.shown is None:
+        if is_it and record.shown is None:
             self.shows = presented
 
     def found_strange(self, user: str | None) -> None:
@@ -105,9 +120,12 @@ class Life:
         """
         self.strange, self.strange_user = True, user
 
-    def found_nothing(self) -> None:
-        """There is no row of the handle that the browser showed."""
-        self._gone_at = time.monotonic()
+    def found_nothing(self, waited: float = 0.0) -> None:
+        """
+        There is no row of the handle that the browser showed; `waited` seconds ago the
+        request began to come in.
+        """
+        self._gone_at = time.monotonic() - waited
 
     # ── what may be done ─────────────────────────────────────────────────────────
 
@@ -225,7 +243,7 @@ class Life:
             return
         self.record = self.record._replace(
             secret_hash=secret.new,
-            former_hash=None if identity else secret.mine,
+            former_hash=None if identity else secret.former or secret.mine,
             epoch=self.record.epoch + (identity is not None),
             turned=saved.now,
             shown=None,
@@ -237,7 +255,7 @@ class Life:
         assert self._tried is not None
         self._secret, self._tried = self._tried[1], None
         self.current = True
-        self.shows = None
+        self.shows = self.superseding = None
         self.regenerating = self.outdated = self.clears = False
 
     def saved(self, saved: Saved) -> None:
@@ -263,7 +281,9 @@ class Life:
     def seen(self, record: SessionRecord) -> None:
         """The row was read again: it is the same visitor's."""
         self.current = self.current and (
-            self.record is not None and record.secret_hash == self.record.secret_hash
+            self.record is not None
+            and record.secret_hash == self.record.secret_hash
+            and (self.superseding is None or record.shown is None)
         )
         self.record = record
         self.renewed = False

@@ -111,6 +111,9 @@ class NewSecret(NamedTuple):
     #: Whether the user has just signed in (again): dates `authenticated`. None leaves
     #: the date, False removes it.
     signed_in: bool | None = None
+    #: Set where the current secret was never shown and its answer is lost: then this is
+    #: what the browser has, and stays the former one. Only while nobody has shown it.
+    former: bytes | None = None
 
 
 class Saved(NamedTuple):

@@ -129,7 +129,11 @@ class MemorySessionStore:
     ) -> Saved | None:
         """Gives the session a new secret; see `SessionStore.regenerate`."""
         row = await self._unlocked(handle, epoch)
-        if row is None or row.secret_hash != secret.mine:
+        if (
+            row is None
+            or row.secret_hash != secret.mine
+            or (secret.former is not None and row.shown is not None)
+        ):
             return None
         self._turn(row, secret, change)
         if secret.identity is not None:
@@ -302,7 +306,8 @@ class MemorySessionStore:
     def _turn(self, row: _Row, secret: NewSecret, change: SessionChange) -> None:
         now = self._clock()
         self._merge(row, change)
-        row.former_hash = None if secret.identity else row.secret_hash
+        former = secret.former or row.secret_hash
+        row.former_hash = None if secret.identity else former
         row.secret_hash, row.turned, row.shown = secret.new, now, None
         row.user_agent = change.user_agent or row.user_agent
         row.address = change.address or row.address

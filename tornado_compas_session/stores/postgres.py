@@ -638,6 +638,7 @@ def _turned(secret: NewSecret, change: SessionChange) -> dict[str, Any]:
         **values,
         "mine": secret.mine,
         "new_hash": secret.new,
+        "former": secret.former,
         "identity": identity is not None,
         "user_id": None if identity is None else identity.user_id,
         "keeps_sign_in": secret.signed_in is None,

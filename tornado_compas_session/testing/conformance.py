@@ -473,6 +473,22 @@ class SessionStoreSuite:
 
         assert before._replace(now=0.0) == (await store.load(handle))._replace(now=0.0)
 
+    async def test_a_secret_that_was_lost_is_superseded(self, bench: Bench) -> None:
+        """By whoever has the one before, which stays the former one; not once shown."""
+        handle = await created(bench.store)
+        before = (await bench.store.load(handle)).secret_hash
+        await turned(bench.store, handle)
+        lost = (await bench.store.load(handle)).secret_hash
+
+        secret = NewSecret(lost, some_hash(), former=before)
+        assert await bench.store.regenerate(handle, 0, secret, change())
+        record = await bench.store.load(handle)
+        assert (secret.new, before) == (record.secret_hash, record.former_hash)
+
+        await bench.store.save(handle, 0, change(shown=secret.new))
+        late = NewSecret(secret.new, some_hash(), former=before)
+        assert await bench.store.regenerate(handle, 0, late, change()) is None
+
     async def test_a_new_secret_has_yet_to_be_shown(self, bench: Bench) -> None:
         """The first write of somebody who came with it dates that, and no other."""
         store = bench.store

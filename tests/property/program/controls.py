@@ -118,6 +118,11 @@ def without_untilused(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Doorkeeper, "_is_former", timed)
 
 
+def without_a_lost_answer(patch: pytest.MonkeyPatch) -> None:
+    """Signing in needs a secret that nobody has, where the answer with it was lost."""
+    patch.setattr(Doorkeeper, "_is_lost", lambda *args: False)
+
+
 def without_older(patch: pytest.MonkeyPatch) -> None:
     """An id that is older than the former one is an alarm at once."""
     former, fresh = Doorkeeper._is_former, Doorkeeper._is_fresh
@@ -299,6 +304,15 @@ CONTROLS = (
         without_untilused,
         (Send("write"), Send("regen", ("answer",)), Lose(), Wait(6)),
         "I3",
+    ),
+    Control(
+        "a lost answer",
+        without_a_lost_answer,
+        (
+            *(Send("write"), Wait(4000), Send("read", ("answer",)), Lose()),
+            *(Wait(40), Send("login")),
+        ),
+        "I7",
     ),
     Control(
         "older",
