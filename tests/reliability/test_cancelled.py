@@ -53,6 +53,7 @@ class Site:
         verb = self.chance.choice(["save", "increment", "lock", "regenerate", "lock"])
         pause = self.chance.random() * 0.004
         adds = verb in ("increment", "lock")
+        number = 0
         self.unknown[place] += adds
         session = await load_session(manager, [self.cookies[place]])
         assert not session.is_new
@@ -158,7 +159,8 @@ async def test_control_a_place_that_is_kept(
     database: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Where who is cut off keeps its place in the queue for a row, that is found."""
-    turn, kept = RowQueue.turn, []
+    turn = RowQueue.turn
+    kept: list[Any] = []
 
     @contextlib.asynccontextmanager
     async def forgetful(self: Any, handle: str, deadline: float) -> AsyncIterator[None]:
