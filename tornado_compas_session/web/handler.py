@@ -91,7 +91,9 @@ class SessionMixin(WatchedSocketMixin):
     def _session_why_not(self) -> str:
         if self.request.method == "OPTIONS":
             return "OPTIONS requests do no session work"
-        if not hasattr(self, "_transforms"):  # Tornado's, from the first hook on
+        if (
+            getattr(self, "_transforms", None) is None
+        ):  # Tornado's, from the first hook on
             return (
                 "initialize() runs before the session is loaded; use self.session from "
                 "prepare() on, after `await super().prepare()`"
