@@ -244,6 +244,17 @@ DELETE FROM compas_session s
  WHERE s.handle = :handle::text AND s.expires_at > now()
 RETURNING s.handle;
 
+-- revoke_user_unlocked --
+-- Nobody waits for those that somebody else has locked; if there are any, `revoke_user`
+-- follows, from one connection for each user.
+DELETE FROM compas_session s
+ WHERE s.handle IN (
+       SELECT l.handle FROM compas_session l
+        WHERE l.user_id = :user_id::text AND l.handle <> :except_handle::text
+          AND l.expires_at > now()
+          FOR UPDATE SKIP LOCKED)
+RETURNING s.handle;
+
 -- revoke_user --
 DELETE FROM compas_session s
  WHERE s.user_id = :user_id::text AND s.handle <> :except_handle::text

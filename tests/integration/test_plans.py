@@ -87,6 +87,7 @@ NEW_ROWS = {"create_session", "create_sessions"}
 OTHER_INDEX = {
     "sessions_of": "compas_session_user_id",
     "revoke_user": "compas_session_user_id",
+    "revoke_user_unlocked": "compas_session_user_id",
     "surplus_sessions": "compas_session_user_id",
     "end_surplus": "compas_session_pkey",  # or by the user, if there are few
     "delete_expired": "compas_session_reap_after",

@@ -15,6 +15,7 @@ from tornado.web import RequestHandler
 from tests.drivers import DRIVERS, make_store
 from tests.factories import make_app, serve
 from tests.reliability.load import Mark, Visitor
+from tests.sessions import created
 from tornado_compas_session import SessionMixin
 from tornado_compas_session.stores.rowqueue import RowQueue
 
@@ -43,6 +44,17 @@ class SignOut(SessionMixin, RequestHandler):
 class Regenerate(SessionMixin, RequestHandler):
     def post(self):
         self.session.regenerate()
+
+
+class SignIn(SessionMixin, RequestHandler):
+    def post(self):
+        self.session["user_id"] = "ada"
+        self.session["mark"] = self.get_query_argument("mark")
+
+
+class EndOthers(SessionMixin, RequestHandler):
+    async def post(self):
+        await self.session.end_others()
 
 
 class Late(SessionMixin, RequestHandler):
@@ -100,6 +112,8 @@ async def site(
         ("/sign-out", SignOut),
         ("/regenerate", Regenerate),
         ("/late", Late),
+        ("/sign-in", SignIn),
+        ("/end-others", EndOthers),
     ]
     app = make_app(routes, store, timeout=timeout)
     try:
@@ -142,7 +156,8 @@ async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
     - A visitor is inside of `lock()`; 30 requests end the same session, and 10 of
       another one ask for a new secret.
     - 25 visitors have a slow block of `lock()` each, on ten connections.
-    - Another program has a row locked that 20 requests write to.
+    - Another program has a row locked that 20 requests write to, and one of a user who
+      signs out everywhere else, 20 times at once.
     - Ten write to a session that has ended: they are told so at once.
     """
     inside, *leaving = await several(url, 31, "inside")
@@ -150,6 +165,13 @@ async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
     slow = await several(url, 25)
     writing = await several(url, 20, "written")
     late = await several(url, 10, "late")
+    elsewhere = await several(url, 1, "elsewhere")
+    ending = await several(url, 20, "ending")
+    for visitor, mark in ((elsewhere[0], "elsewhere"), (ending[0], "ending")):
+        assert 200 == (await visitor.ask(f"/sign-in?mark={mark}", "POST"))[0]
+    elsewhere[0].drop()
+    for visitor in ending:
+        visitor.cookie = ending[0].cookie
 
     async def refused() -> list[tuple[int, float]]:
         asking = asyncio.ensure_future(ask(late, "/late"))
@@ -162,7 +184,8 @@ async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
     other = await psycopg.AsyncConnection.connect(dsn)
     async with locker, other:
         await locker.execute(
-            "SELECT 1 FROM compas_session WHERE data->>'mark' = 'written' FOR UPDATE"
+            "SELECT 1 FROM compas_session "
+            "WHERE data->>'mark' IN ('written', 'elsewhere') FOR UPDATE"
         )
         waiting = [
             asyncio.ensure_future(ask([inside], f"/lock?for={SECONDS}")),
@@ -174,6 +197,7 @@ async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
             asyncio.ensure_future(ask(leaving, "/sign-out")),
             asyncio.ensure_future(ask(turning[1:], "/regenerate")),
             asyncio.ensure_future(ask(writing, "/?n=1")),
+            asyncio.ensure_future(ask(ending, "/end-others")),
         ]
         await asyncio.sleep(0.2)
         told = asyncio.ensure_future(refused())
@@ -234,3 +258,48 @@ async def test_control_waiting_in_the_database(
     part, _, _ = await compare("connect", database, timeout=3)
 
     assert part < 0.4
+
+
+async def test_ending_a_session_waits_for_no_other(database: str):
+    """
+    While blocks of `lock()` have all the places there are, sessions that nobody has
+    locked are ended at once: one's own, another's by handle, and all of a user's.
+    """
+    store = await make_store("connect", database, size=4)
+    busy = [await created(store) for _ in range(2)]
+    [one, other, third] = [await created(store, user="ada") for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        for handle in busy:
+            assert await stack.enter_async_context(store.lock(handle, 0, 1))
+        start = time.perf_counter()
+        assert await store.delete(one, 0)
+        assert await store.revoke(other)
+        assert not await store.revoke(other)
+        assert 1 == await store.revoke_user("ada")
+        assert time.perf_counter() - start < 1
+    assert await store.load(third) is None
+    for handle in busy:
+        assert await store.load(handle) is not None
+    await store.close()
+
+
+async def test_a_locked_session_is_ended_too(database: str):
+    """By handle or by user it is waited for: none of them is left."""
+    store = await make_store("connect", database, size=4, timeout=5)
+    handles = [await created(store, user="ada") for _ in range(3)]
+
+    async with store.lock(handles[0], 0, 1):
+        ending = asyncio.ensure_future(store.revoke_user("ada"))
+        await asyncio.sleep(0.1)
+        assert await store.load(handles[0]) is not None
+        assert [None, None] == [await store.load(each) for each in handles[1:]]
+    assert 3 == await ending
+
+    handle = await created(store)
+    async with store.lock(handle, 0, 1):
+        ended = asyncio.ensure_future(store.revoke(handle))
+        await asyncio.sleep(0.1)
+        assert not ended.done()
+    assert await ended
+    assert await store.load(handle) is None
+    await store.close()

@@ -21,7 +21,7 @@ from tornado_compas_session.stores.pools.queries import statements
 #: out side by side.
 BATCHES = {
     *("load_sessions", "create_sessions", "save_sessions", "increment_sessions"),
-    *("end_surplus", "delete_expired"),
+    *("end_surplus", "delete_expired", "revoke_user_unlocked"),
 }
 #: They ask every shard, for a person or a clock.
 MANY = {

@@ -58,7 +58,8 @@ def test_every_write_asks_whether_the_session_is_live():
     """One predicate for expiry, in each statement that reads or writes one (LC-8)."""
     names = {
         *("load_session", "load_sessions", "lock_session", "sessions_of", "revoke"),
-        *("revoke_user", "save_sessions", "increment_sessions", "surplus_sessions"),
+        *("revoke_user", "revoke_user_unlocked"),
+        *("save_sessions", "increment_sessions", "surplus_sessions"),
     }
     for verb in ("save", "increment", "regenerate", "delete"):
         names |= {f"{verb}_session", f"{verb}_session_waiting"}

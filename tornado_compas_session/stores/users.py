@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 from tornado_compas_session.core.ids import is_handle
-from tornado_compas_session.core.types import SessionInfo, known_user
+from tornado_compas_session.core.trouble import Watch
+from tornado_compas_session.core.types import SessionInfo, SessionRecord, known_user
+from tornado_compas_session.stores.batching import Batcher
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.rowqueue import RowQueue
 from tornado_compas_session.stores.rows import info_of
@@ -19,6 +21,9 @@ class PostgresUserSessions:
 
     _database: Database
     _rows: RowQueue
+    _loads: Batcher[str, SessionRecord | None]
+    _reads: Watch
+    _writes: Watch
 
     async def sessions_of(
         self, user_id: str | int, *, limit: int = 50, current: str | None = None
@@ -29,7 +34,8 @@ class PostgresUserSessions:
         `user_id` is what the application keeps under `user_id` in its sessions.
         """
         user = known_user(user_id)
-        rows = await self._database.alone("sessions_of", user_id=user, limit=limit)
+        with self._reads:
+            rows = await self._database.alone("sessions_of", user_id=user, limit=limit)
         return [info_of(row, current) for row in rows]
 
     async def revoke(self, handle: str) -> bool:
@@ -38,9 +44,19 @@ class PostgresUserSessions:
             return False
         database = self._database
         until = database.deadline()
-        async with self._rows.turn(handle, until):
+        with self._writes:
+            found = await self._loads.submit(handle, handle, until)
+            if found is None:
+                return False
             left = database.left(until)
-            rows = await database.alone("revoke", left, handle=handle)
+            rows = await database.alone(
+                "delete_session", left, handle=handle, epoch=found.epoch
+            )
+            if not rows:
+                # Somebody has it locked, or it is another visitor's by now.
+                async with self._rows.turn(handle, until):
+                    left = database.left(until)
+                    rows = await database.alone("revoke", left, handle=handle)
         if rows:
             logger.info("session %s revoked", handle)
         return bool(rows)
@@ -49,12 +65,29 @@ class PostgresUserSessions:
         self, user_id: str | int, *, except_handle: str | None = None
     ) -> int:
         """Ends all sessions of a user but one; returns how many."""
-        rows = await self._database.alone(
-            "revoke_user",
-            user_id=known_user(user_id),
-            except_handle=except_handle or "",
-        )
-        return len(rows)
+        database, user = self._database, known_user(user_id)
+        until, kept = database.deadline(), except_handle or ""
+
+        async def end(name: str) -> int:
+            left = database.left(until)
+            return len(
+                await database.alone(name, left, user_id=user, except_handle=kept)
+            )
+
+        with self._writes:
+            ended = await end("revoke_user_unlocked")
+            locked = await database.alone(
+                "surplus_sessions",
+                database.left(until),
+                user_id=user,
+                handle=kept,
+                others=0,
+            )
+            if locked:
+                # One at a time of a user, whose name is no handle: it has a space.
+                async with self._rows.turn(f"user {user}", until):
+                    ended += await end("revoke_user")
+        return ended
 
     async def revoke_all(self) -> int:
         """Ends every session; returns how many."""
