@@ -38,6 +38,14 @@ class Locked(SessionMixin, RequestHandler):
             self.application.settings["inside"]()
 
 
+class Devices(SessionMixin, RequestHandler):
+    async def get(self):
+        await self.session.devices()
+
+    async def post(self):
+        await self.session.end_others()
+
+
 def nothing() -> None:
     pass
 
@@ -108,14 +116,18 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(driver: str, dsn: str, inside: Any = nothing) -> AsyncIterator[Site]:
+async def site(
+    driver: str, dsn: str, inside: Any = nothing, *, visited: bool = True
+) -> AsyncIterator[Site]:
     store = await make_store(driver, dsn, size=8, timeout=TIMEOUT)
     try:
-        app = get_app([("/", Mark), ("/locked", Locked)], store=store, timeout=TIMEOUT)
+        routes = [("/", Mark), ("/locked", Locked), ("/devices", Devices)]
+        app = get_app(routes, store=store, timeout=TIMEOUT)
         app.settings.update(inside=inside, log_function=lambda handler: None)
         with serve(app) as url:
             site = Site(url, app, store)
-            await site.start()
+            if visited:
+                await site.start()
             try:
                 yield site
             finally:
@@ -264,3 +276,22 @@ async def test_a_connection_lost_inside_of_lock_is_said(
 
     assert "the session store is in trouble: writes fail" in lines[0], lines
     assert end_of(lines)[1] >= 1
+
+
+async def test_ending_the_others_is_told_of_as_well(database: str, driver: str, said):
+    """`end_others()` and `devices()` are requests like any other."""
+    async with site(driver, database, visited=False) as visited:
+        visitor = Visitor(visited.url)
+        assert 200 == (await visitor.ask("/?user_id=ada", "POST"))[0]
+        assert 200 == (await visitor.ask("/devices"))[0]
+        assert [] == said()
+        async with table_locked(database, "SHARE"):
+            assert 200 == (await visitor.ask("/devices"))[0]
+            assert 503 == (await visitor.ask("/devices", "POST"))[0]
+        assert 200 == (await visitor.ask("/devices", "POST"))[0]
+        visitor.drop()
+        await over(visited)
+    [begin, end] = said()
+
+    assert "the session store is in trouble: writes fail" in begin
+    assert 1 == end_of([end])[1]
