@@ -15,9 +15,10 @@ import pytest
 
 from tests.clusters import Cluster
 from tests.drivers import DRIVERS, make_store
-from tests.factories import serve
+from tests.factories import load_session, make_manager, serve
 from tests.ports import free_port
 from tests.reliability.load import Load, Visitor, counter_app, settled
+from tornado_compas_session import Session, StoreError, StoreUnavailable
 from tornado_compas_session.stores.migrations import migrate
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,57 @@ async def test_a_frozen_server_is_given_up_in_time(
             visitor.drop()
         found = await settled(cluster.dsn(), most=POOL)
         assert set(found) <= {"idle"} and found["idle"] <= POOL
+    await store.close()
+
+
+async def lock(session: Session, inside: asyncio.Event, go: asyncio.Event) -> float:
+    """A block that fails: how long it took to come, or to end."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    with pytest.raises(StoreUnavailable):
+        async with session.lock():
+            session["n"] = 1
+            inside.set()
+            await go.wait()
+            start = loop.time()
+    return loop.time() - start
+
+
+async def test_a_frozen_server_holds_no_block_of_lock(cluster: Cluster, driver: str):
+    """Neither one that begins, nor who waits for its row, nor one that ends."""
+    timeout = 1.0
+    store = await make_store(driver, cluster.dsn(), size=POOL, timeout=timeout)
+    manager = make_manager(store, timeout=timeout)
+
+    async def visitors(number: int) -> list[Session]:
+        first = await load_session(manager, [])
+        first["n"] = 0
+        await manager.commit(first)
+        cookie = manager.cookies(first)[0].partition(";")[0]
+        return [await load_session(manager, [cookie]) for _ in range(number)]
+
+    go = asyncio.Event()
+    begun = asyncio.Event()
+    [ends] = await visitors(1)
+    ending = asyncio.ensure_future(lock(ends, begun, go))
+    await begun.wait()
+    begin = [each for _ in range(4) for each in await visitors(3)]
+    with cluster.frozen():
+        go.set()
+        begins = [lock(each, asyncio.Event(), go) for each in begin]
+        seconds = await asyncio.gather(ending, *begins)
+        print(f"{driver}: the last of them after {max(seconds):.2f} s")
+        assert max(seconds) < 3 * timeout + 1.5
+    async with asyncio.timeout(30):
+        for session in (ends, *begin):
+            while True:
+                with contextlib.suppress(StoreError):
+                    async with session.lock():
+                        session["n"] = 2
+                    break
+                await asyncio.sleep(0.1)
+    found = await settled(cluster.dsn(), most=POOL)
+    assert set(found) <= {"idle"}
     await store.close()
 
 

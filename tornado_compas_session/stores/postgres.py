@@ -261,11 +261,14 @@ class PostgresSessionStore(PostgresUserSessions):
         with self._writes:
             async with self._rows.turn(handle, until):
                 left = max(0.001, until - loop.time())
-                async with self._transaction(self.timeout, lock=left) as connection:
+                # A silent database gets so much longer; one that answers keeps to the
+                # limit itself, and says it better.
+                grace = min(self.timeout, 1.0)
+                seconds = min(self.timeout, max(left, grace))
+                async with self._transaction(seconds, lock=left) as connection:
                     rows = await connection.fetch(
                         self._database.sql["lock_session"],
-                        # The database's own limit is sooner, and says it better.
-                        timeout=left + self.timeout,
+                        timeout=max(0.0, until - loop.time()) + grace,
                         handle=handle,
                     )
                     locked = None
