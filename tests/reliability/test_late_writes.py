@@ -66,7 +66,7 @@ def table(dsn: str) -> dict[str, tuple[Any, ...]]:
     return {row[0]: row[1:] for row in rows}
 
 
-async def trouble(store: Any, dsn: str) -> dict[str, int]:
+async def trouble(store: Any, dsn: str, **options: Any) -> dict[str, int]:
     """
     The table is locked for a little longer than the limit. Writes of all kinds wait in
     two lanes and in the queue for them, and are answered 503. Those who save try again
@@ -99,7 +99,7 @@ async def trouble(store: Any, dsn: str) -> dict[str, int]:
                 return
         raise AssertionError("nothing can be saved")
 
-    app = make_app([("/([a-z-]+)", Write)], store, timeout=TIMEOUT)
+    app = make_app([("/([a-z-]+)", Write)], store, timeout=TIMEOUT, **options)
     with serve(app) as url:
         savers = [Visitor(url) for _ in range(3 * MANY)]
         others = [(verb, Visitor(url)) for verb in verbs for _ in range(MANY)]
@@ -147,6 +147,16 @@ async def test_what_was_refused_never_happens(database: str, driver: str):
 
     assert {"late": 0, "undone": 0} == await trouble(store, database)
 
+    await store.close()
+
+
+async def test_a_bounded_sign_in_that_was_refused_never_happens(database: str):
+    """It is a transaction of its own, and no part of it is left."""
+    store = await make_store("connect", database, size=12, timeout=TIMEOUT)
+
+    found = await trouble(store, database, max_sessions_per_user=2)
+
+    assert {"late": 0, "undone": 0} == found
     await store.close()
 
 

@@ -103,7 +103,7 @@ class Others:
 
 @contextlib.asynccontextmanager
 async def site(
-    driver: str, dsn: str, timeout: float
+    driver: str, dsn: str, timeout: float, **options: Any
 ) -> AsyncIterator[tuple[str, Others]]:
     store = await make_store(driver, dsn, size=POOL, timeout=timeout)
     routes = [
@@ -115,7 +115,7 @@ async def site(
         ("/sign-in", SignIn),
         ("/end-others", EndOthers),
     ]
-    app = make_app(routes, store, timeout=timeout)
+    app = make_app(routes, store, timeout=timeout, **options)
     try:
         with serve(app) as url:
             others = Others(url)
@@ -258,6 +258,33 @@ async def test_control_waiting_in_the_database(
     part, _, _ = await compare("connect", database, timeout=3)
 
     assert part < 0.4
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_one_users_sign_ins_starve_nobody(database: str, known: bool):
+    """
+    A user signs in 60 times at once, in new sessions or in those that are there, with a
+    bound on how many; the one that is to go is locked, so each takes its time.
+    """
+    bound = {"max_sessions_per_user": 1}
+    async with site("connect", database, 10, **bound) as (url, others):
+        [before] = await several(url, 1, "elsewhere")
+        await before.ask("/sign-in?mark=elsewhere", "POST")
+        before.drop()
+        users = await several(url, 60) if known else [Visitor(url) for _ in range(60)]
+        quiet = await others.watch()
+        locker = await psycopg.AsyncConnection.connect(database)
+        async with locker:
+            await locker.execute(
+                "SELECT 1 FROM compas_session WHERE user_id = 'ada' FOR UPDATE"
+            )
+            signing_in = asyncio.ensure_future(ask(users, "/sign-in?mark=ada"))
+            loud = await others.watch()
+            await locker.rollback()
+        await signing_in
+        print(f"{quiet:.0f} answers a second and {loud:.0f} beside the sign-ins")
+        assert loud > quiet * 0.4
+        assert [] == others.wrong
 
 
 async def test_ending_a_session_waits_for_no_other(database: str):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 from tornado_compas_session.core.jsondata import add_numbers
@@ -114,6 +114,8 @@ class PostgresSessionStore(PostgresUserSessions):
             self._sum_batch, join=_added, **limits
         )
         self._rows = RowQueue(max(1, database.size // 2))
+        #: Where the sessions of a user are bounded, one sign-in of each at a time.
+        self._users = RowQueue(database.size)
         #: Knows what ails the database, and logs its beginning and its end.
         self.trouble = Trouble()
         self._reads = self.trouble.watch("reads")
@@ -177,9 +179,9 @@ class PostgresSessionStore(PostgresUserSessions):
         with self._writes:
             if identity is None or identity.allowed is None:
                 return await self._creates.submit(handle, item, deadline)
-            async with self._transaction(self._left(deadline)) as connection:
+            seconds = self._left(deadline)
+            async with self._signing_in(identity, seconds) as connection:
                 values = new(secret_hash, change, identity)
-                await self._queue_for(connection, identity)
                 rows = await self._database.on(
                     connection, "create_session", handle=handle, **values
                 )
@@ -340,12 +342,7 @@ class PostgresSessionStore(PostgresUserSessions):
         seconds: float,
     ) -> Row | None:
         """A new secret, and the end of the user's sessions that are one too many."""
-        until = asyncio.get_running_loop().time() + seconds
-        async with (
-            self._rows.turn(handle, until),
-            self._transaction(seconds, lock=seconds) as connection,
-        ):
-            await self._queue_for(connection, identity)
+        async with self._signing_in(identity, seconds, handle) as connection:
             rows = await self._database.on(
                 connection,
                 "regenerate_session_waiting",
@@ -358,18 +355,36 @@ class PostgresSessionStore(PostgresUserSessions):
             await self._end_surplus(connection, handle, identity)
             return await self._own(rows[0], handle)
 
-    async def _queue_for(self, connection: Connection, identity: Identity) -> None:
-        """Of sign-ins of one user at once, each sees what the one before has made."""
-        user = identity.user_id
-        if identity.allowed is not None and user is not None:
-            await self._database.on(connection, "queue_for_user", user_id=user)
+    @asynccontextmanager
+    async def _signing_in(
+        self, identity: Identity, seconds: float, handle: str | None = None
+    ) -> AsyncIterator[Connection]:
+        """A transaction that ends with `_end_surplus`: one at a time for each user."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        async with AsyncExitStack() as turns:
+            enter = turns.enter_async_context
+            await enter(self._users.turn(str(identity.user_id), until))
+            if handle is not None:  # a row that may have to be waited for
+                await enter(self._rows.turn(handle, until))
+            left = until - loop.time()
+            async with self._transaction(left, lock=left) as connection:
+                yield connection
 
     async def _end_surplus(
         self, connection: Connection, handle: str, identity: Identity
     ) -> None:
-        if identity.allowed is None:
-            return
+        """
+        Ends those of the user's other sessions that are over the number.
+
+        Of sign-ins of one user at once, in several processes, each sees here what the
+        one before has made. Whoever has a row locked comes here after that, so that no
+        two wait for each other.
+        """
         database, user = self._database, identity.user_id
+        if identity.allowed is None or user is None:
+            return
+        await database.on(connection, "queue_for_user", user_id=user)
         surplus = await database.on(
             connection,
             "surplus_sessions",
@@ -592,8 +607,6 @@ class _Locked:
 
     async def regenerate(self, secret: NewSecret, change: SessionChange) -> Saved:
         values = _turned(secret, change)
-        if secret.identity is not None:
-            await self._store._queue_for(self._connection, secret.identity)
         row = await self._write("regenerate_session_waiting", values)
         if secret.identity is not None:
             await self._store._end_surplus(
