@@ -15,8 +15,10 @@ from tornado.web import RequestHandler
 from tests.drivers import DRIVERS, make_store
 from tests.factories import make_app, serve
 from tests.reliability.load import Mark, Visitor
-from tests.sessions import created
+from tests.sessions import change, created
 from tornado_compas_session import SessionMixin
+from tornado_compas_session.core.ids import hash_secret, new_secret
+from tornado_compas_session.core.types import Identity, NewSecret
 from tornado_compas_session.stores.rowqueue import RowQueue
 
 pytestmark = pytest.mark.slow
@@ -290,10 +292,13 @@ async def test_one_users_sign_ins_starve_nobody(database: str, known: bool):
 async def test_ending_a_session_waits_for_no_other(database: str):
     """
     While blocks of `lock()` have all the places there are, sessions that nobody has
-    locked are ended at once: one's own, another's by handle, and all of a user's.
+    locked are ended at once: one's own, another's by handle, and all of a user's. And
+    who signs in does, where that ends another session.
     """
+    secrets = [new_secret() for _ in range(2)]
     store = await make_store("connect", database, size=4)
     busy = [await created(store) for _ in range(2)]
+    before = await created(store, secret=secrets[0])
     [one, other, third] = [await created(store, user="ada") for _ in range(3)]
     async with contextlib.AsyncExitStack() as stack:
         for handle in busy:
@@ -302,9 +307,12 @@ async def test_ending_a_session_waits_for_no_other(database: str):
         assert await store.delete(one, 0)
         assert await store.revoke(other)
         assert not await store.revoke(other)
+        mine, new = map(hash_secret, secrets)
+        secret = NewSecret(mine, new, Identity("ada", 1), signed_in=True)
+        assert await store.regenerate(before, 0, secret, change())
+        assert await store.load(third) is None
         assert 1 == await store.revoke_user("ada")
         assert time.perf_counter() - start < 1
-    assert await store.load(third) is None
     for handle in busy:
         assert await store.load(handle) is not None
     await store.close()

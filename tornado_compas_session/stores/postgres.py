@@ -179,8 +179,8 @@ class PostgresSessionStore(PostgresUserSessions):
         with self._writes:
             if identity is None or identity.allowed is None:
                 return await self._creates.submit(handle, item, deadline)
-            seconds = self._left(deadline)
-            async with self._signing_in(identity, seconds) as connection:
+            until = asyncio.get_running_loop().time() + self._left(deadline)
+            async with self._signing_in(identity, until) as connection:
                 values = new(secret_hash, change, identity)
                 rows = await self._database.on(
                     connection, "create_session", handle=handle, **values
@@ -217,7 +217,13 @@ class PostgresSessionStore(PostgresUserSessions):
         seconds = self._left(deadline)
         with self._writes:
             if identity is not None and identity.allowed is not None:
-                row = await self._sign_in(handle, epoch, identity, values, seconds)
+                until = asyncio.get_running_loop().time() + seconds
+                args = handle, epoch, identity, values, until
+                row = await self._sign_in("regenerate_session", *args)
+                if row is None and await self._is_there(
+                    handle, epoch, until, secret.mine
+                ):
+                    row = await self._sign_in("regenerate_session_waiting", *args)
             else:
                 row = await self._one_row(
                     "regenerate_session",
@@ -317,12 +323,9 @@ class PostgresSessionStore(PostgresUserSessions):
         secret_hash: bytes | None = None,
     ) -> Row | None:
         """The same, for a row that is locked by somebody, or gone."""
+        if not await self._is_there(handle, epoch, until, secret_hash):
+            return None
         loop = asyncio.get_running_loop()
-        found = await self._loads.submit(handle, handle, until)
-        if found is None or found.epoch != epoch:
-            return None
-        if secret_hash is not None and found.secret_hash != secret_hash:
-            return None
         async with self._rows.turn(handle, until):
             rows = await self._database.alone(
                 name + "_waiting",
@@ -333,22 +336,31 @@ class PostgresSessionStore(PostgresUserSessions):
             )
         return await self._own(rows[0], handle) if rows else None
 
+    async def _is_there(
+        self, handle: str, epoch: int, until: float, secret_hash: bytes | None
+    ) -> bool:
+        """Whether a row that was not found is there, so that somebody has it locked."""
+        found = await self._loads.submit(handle, handle, until)
+        return (
+            found is not None
+            and found.epoch == epoch
+            and secret_hash in (None, found.secret_hash)
+        )
+
     async def _sign_in(
         self,
+        name: str,
         handle: str,
         epoch: int,
         identity: Identity,
         values: Mapping[str, Any],
-        seconds: float,
+        until: float,
     ) -> Row | None:
         """A new secret, and the end of the user's sessions that are one too many."""
-        async with self._signing_in(identity, seconds, handle) as connection:
+        row = handle if name.endswith("_waiting") else None
+        async with self._signing_in(identity, until, row) as connection:
             rows = await self._database.on(
-                connection,
-                "regenerate_session_waiting",
-                handle=handle,
-                epoch=epoch,
-                **values,
+                connection, name, handle=handle, epoch=epoch, **values
             )
             if not rows:
                 return None
@@ -357,17 +369,18 @@ class PostgresSessionStore(PostgresUserSessions):
 
     @asynccontextmanager
     async def _signing_in(
-        self, identity: Identity, seconds: float, handle: str | None = None
+        self, identity: Identity, until: float, row: str | None = None
     ) -> AsyncIterator[Connection]:
-        """A transaction that ends with `_end_surplus`: one at a time for each user."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        """
+        A transaction that ends with `_end_surplus`: one at a time for each user, and
+        with a turn of its own if `row` may have to be waited for.
+        """
         async with AsyncExitStack() as turns:
             enter = turns.enter_async_context
             await enter(self._users.turn(str(identity.user_id), until))
-            if handle is not None:  # a row that may have to be waited for
-                await enter(self._rows.turn(handle, until))
-            left = until - loop.time()
+            if row is not None:
+                await enter(self._rows.turn(row, until))
+            left = until - asyncio.get_running_loop().time()
             async with self._transaction(left, lock=left) as connection:
                 yield connection
 
