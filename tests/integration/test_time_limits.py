@@ -118,10 +118,13 @@ async def test_what_timed_out_is_never_applied_later(
         other.rollback()
         results = await waiting
 
-    refused = [each for each in results if isinstance(each, StoreUnavailable)]
-    assert (0 if limit > 1 else 6) == len(refused)
+    refused = {
+        n for n, each in enumerate(results) if isinstance(each, StoreUnavailable)
+    }
+    # On a busy machine one may still get through at the last moment, and says so.
+    assert (0 if limit > 1 else 5) <= len(refused) <= (0 if limit > 1 else 6)
     await asyncio.sleep(0.3)
-    assert (set(range(6)) if limit > 1 else set()) == numbers(kept)
+    assert set(range(6)) - refused == numbers(kept)
 
 
 @pytest.mark.slow
