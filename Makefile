@@ -68,7 +68,7 @@ clean: ## Remove what the tools made; .venv and the example's database stay
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Debian ships Python without ensurepip: there pip reaches into the venv from outside.
-$(INSTALLED): requirements/dev.txt requirements/momoko.txt setup.py
+$(INSTALLED): requirements/dev.txt requirements/no-deps.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'This needs Python >= 3.11; name one: make $@ PYTHON=python3.13' >&2; exit 1; }
 	@echo 'Installing into $(VENV): once, about half a minute.'
@@ -76,7 +76,7 @@ $(INSTALLED): requirements/dev.txt requirements/momoko.txt setup.py
 		{ $(PYTHON) -m venv --without-pip $(VENV) && \
 		  $(PYTHON) -m pip -qq --python $(BIN)/python install pip; }
 	@$(PIP) install --requirement requirements/dev.txt
-	@$(PIP) install --no-deps --no-build-isolation --requirement requirements/momoko.txt
+	@$(PIP) install --no-deps --no-build-isolation --requirement requirements/no-deps.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -84,6 +84,6 @@ $(FLOOR)/.installed: requirements/floor.txt $(INSTALLED)
 	@$(BIN)/python -m venv --without-pip $(FLOOR)
 	@$(PIP) --python $(FLOOR)/bin/python install --requirement requirements/dev.txt
 	@$(PIP) --python $(FLOOR)/bin/python install --no-deps --no-build-isolation \
-		--requirement requirements/momoko.txt --requirement requirements/floor.txt
+		--requirement requirements/no-deps.txt --requirement requirements/floor.txt
 	@$(PIP) --python $(FLOOR)/bin/python install --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -11,8 +11,10 @@ it is known what leaves.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import sys
+import weakref
 from typing import Any
 
 from tornado.concurrent import Future, future_set_result_unless_cancelled
@@ -54,12 +56,23 @@ class HeldResponseMixin(RequestHandler):
     #: An error page from 500 on: the request's changes are not saved.
     _session_discard = False
     _session_held: HeldConnection | None = None
+    _session_context: weakref.ref[contextvars.Context]
     _session_task: asyncio.Task[None] | None = None
     #: Within `finish()`; and whether its watchers are yet to be told.
     _session_ending = False
     _session_muted = False
 
     # ── Tornado's hooks ──────────────────────────────────────────────────────────
+
+    def _execute(self, transforms: Any, *args: bytes, **kwargs: bytes) -> Any:
+        # The commit runs in the same context as the handler: who watches is told there,
+        # and takes off what it has attached at the beginning, as opentelemetry does.
+        # Weakly, since a handler that stands in its own context would be a circle.
+        context = contextvars.copy_context()
+        self._session_context = weakref.ref(context)
+        return asyncio.get_running_loop().create_task(
+            super()._execute(transforms, *args, **kwargs), context=context
+        )
 
     def flush(self, include_footers: bool = False) -> Future[None]:
         """
@@ -285,8 +298,9 @@ class HeldResponseMixin(RequestHandler):
         """Starts the commit, if it has not started."""
         held = self._session_held
         if self._session_task is None and held is not None and not held.broken:
-            loop = asyncio.get_running_loop()
-            self._session_task = task = loop.create_task(self._session_commit(held))
+            self._session_task = task = asyncio.get_running_loop().create_task(
+                self._session_commit(held), context=self._session_context()
+            )
             _commits.add(task)
 
     async def _session_commit(self, held: HeldConnection) -> None:
