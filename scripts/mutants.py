@@ -30,7 +30,15 @@ from tornado_compas_session.testing.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "tornado_compas_session"
-MODULES = ["cookies/*.py", "core/change.py", "core/life.py", "core/manager.py"]
+MODULES = [
+    "cookies/*.py",
+    "core/change.py",
+    "core/life.py",
+    "core/manager.py",
+    "core/plan.py",
+    "core/keeper.py",
+    "core/locking.py",
+]
 SQL = "schema/queries.sql"
 #: Everything of it runs in the test's own process, where the fault is.
 TESTS = ["tests/unit", "tests/property", "tests/acceptance", "tests/integration"]

@@ -64,7 +64,7 @@ def make_environment(**values: Any) -> Environment:
 async def load_session(manager: SessionManager, cookie_lines: list[str]) -> Session:
     """The session that a request with these Cookie headers has."""
     presented = manager.find(cookie_lines)
-    session = await manager.load(presented) if presented else Session(manager)
+    session = await manager.load(presented) if presented else manager.session()
     return session.open()
 
 
@@ -117,7 +117,7 @@ def make_record(data: str = "{}", **values: Any) -> SessionRecord:
 
 def make_session(data: str | None = None, **options: Any) -> Session:
     """A new session, or a stored one with this JSON text."""
-    session = Session(make_manager(**options))
+    session = make_manager(**options).session()
     if data is not None:
         record = make_record(data)
         session.start(record)

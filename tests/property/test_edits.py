@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.factories import make_manager, make_record
-from tornado_compas_session import Session
 from tornado_compas_session.core.jsondata import encode
 
 MANAGER = make_manager()
@@ -108,7 +107,7 @@ def test_loaded_and_saved_is_what_the_handler_had(long):
         chance = random.Random(seed)
         before = {key: value(chance) for key in KEYS if chance.random() < 0.7}
         record = make_record(json.dumps(before))
-        session = Session(MANAGER, record)
+        session = MANAGER.session(record)
         session.life.found(record, record.secret_hash)
         session.open()
         stored = texts(before)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tornado_compas_session import MemorySessionStore, Session
+from tornado_compas_session import MemorySessionStore
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.settings import Environment, SessionOptions
@@ -58,7 +58,7 @@ def test_typed_view_is_the_session() -> None:
     environment = Environment("shop", ("k" * 43,), production=False)
     options = SessionOptions.build(environment, has_store=True)
     manager = SessionManager(options, KeyRing(environment.keys), MemorySessionStore())
-    session = Session(manager)
+    session = manager.session()
     view = session.typed(dict[str, list[int]])
 
     view["cart"] = []

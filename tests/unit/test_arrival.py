@@ -17,7 +17,6 @@ from tests.factories import (
     make_options,
     make_record,
 )
-from tornado_compas_session import Session
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core import arrival
 from tornado_compas_session.core.arrival import CookieJarReader, Doorkeeper, Presented
@@ -50,7 +49,7 @@ def door(on_reuse=None, **options):
 
 async def admitted(presented, *records, waited=0.0, keeper=None, **options):
     """The session of a request with these cookies, with these rows in the store."""
-    session = Session(make_manager(**options))
+    session = make_manager(**options).session()
     found: dict[str, Any] = {each.handle: None for each in presented}
     found.update({record.handle: record for record in records})
     await (keeper or door(**options)).admit(session, presented, found, waited)

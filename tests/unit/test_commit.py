@@ -85,7 +85,7 @@ def manager(store):
 
 
 def new(manager: SessionManager, **data: Any) -> Session:
-    session = Session(manager)
+    session = manager.session()
     session.update(data)
     return session
 
@@ -109,7 +109,7 @@ async def started(manager: SessionManager, **data: Any) -> str:
 
 
 def next_of(manager: SessionManager, session: Session, **options: Any) -> Any:
-    return manager._committer.next(session, **{"automatic": True, **options})
+    return manager._planner.next(session, **{"automatic": True, **options})
 
 
 async def under_way(store: Wire, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -1070,7 +1070,7 @@ async def test_a_secret_that_somebody_else_set_is_merged(clock):
     assert record is not None
     secret = NewSecret(record.secret_hash, hash_secret("x" * 24))
     assert await store.regenerate(record.handle, 0, secret, SessionChange())
-    again = Session(manager)
+    again = manager.session()
     again.start(record._replace(data='{"a":1}'))
     again.life.found(record, record.secret_hash)
     again["b"] = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.factories import NAME, Jar, make_environment, make_manager, make_record
-from tornado_compas_session import Session
 from tornado_compas_session.core.departure import Departures
 from tornado_compas_session.core.lifetimes import Lifetimes
 
@@ -13,7 +12,7 @@ from tornado_compas_session.core.lifetimes import Lifetimes
 def departures(*, cookies=1, **options):
     """What writes them, and a session that came with so many cookies."""
     manager = make_manager(**options)
-    session = Session(manager)
+    session = manager.session()
     record = make_record(expires=1060.0)
     session.start(record)
     session.life.came_with(cookies)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.factories import Clock, CountingStore, make_manager, make_record
-from tornado_compas_session import Session
 from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.types import SessionChange
 
@@ -17,7 +16,7 @@ def build(options=None, *, presented=MINE, outdated=False, data="{}", **record):
     """The lifetimes of an application, and a session that was loaded at 1000."""
     manager = make_manager(**(options or {}))
     found = make_record(data, **record)
-    session = Session(manager)
+    session = manager.session()
     session.start(found)
     session.life.found(found, presented, outdated=outdated)
     return manager.lifetimes, session
@@ -99,7 +98,7 @@ async def test_a_visitor_who_comes_back_in_time_stays():
     store = CountingStore(clock=clock)
     before = make_manager(store, max_age=DAY)
     after = make_manager(store, max_age=600, overwrite=False)
-    session = Session(before)
+    session = before.session()
     session["a"] = 1
     await before.commit(session)
     [cookie] = before.cookies(session)
@@ -157,8 +156,8 @@ def test_a_new_session_is_not_due():
     """There is no row."""
     manager = make_manager(renew=0)
 
-    assert not manager.lifetimes.row_is_due(Session(manager))
-    assert not manager.lifetimes.cookie_is_due(Session(manager))
+    assert not manager.lifetimes.row_is_due(manager.session())
+    assert not manager.lifetimes.cookie_is_due(manager.session())
 
 
 def test_a_row_near_its_absolute_end_is_not_written_for_nothing():
@@ -216,7 +215,7 @@ def test_what_the_store_needs_to_know():
     lifetimes, session = build({"renew": False})
     assert lifetimes.of_change(session, SessionChange()).idle is None
     assert 6.0 * DAY == lifetimes.of_change(session, SessionChange(own=True)).idle
-    new = Session(make_manager(renew=False))
+    new = make_manager(renew=False).session()
     assert 6.0 * DAY == lifetimes.of_change(new, SessionChange()).idle
 
 
@@ -302,7 +301,7 @@ async def test_own_lifetimes_are_not_cut_by_a_late_renewal():
     clock = Clock()
     store = CountingStore(clock=clock)
     manager = make_manager(store)
-    session = Session(manager)
+    session = manager.session()
     session["a"] = 1
     await manager.commit(session)
     session.max_age = 30 * DAY

@@ -20,7 +20,6 @@ from tests.factories import (
 from tornado_compas_session import (
     MemorySessionStore,
     ResponseAlreadySent,
-    Session,
     SessionDataError,
     SessionError,
     SessionGone,
@@ -43,7 +42,7 @@ def cookie_of(manager, session):
 
 async def started(manager, **data):
     """The cookie of a stored session, and the session as the next request has it."""
-    session = Session(manager)
+    session = manager.session()
     session.update(data or {"a": 1})
     await manager.commit(session)
     cookie = cookie_of(manager, session)
@@ -228,7 +227,7 @@ async def test_twins_are_cleared_with_the_next_cookie():
 async def test_the_public_cookie_goes_with_the_sessions():
     """Set, renewed, cleared in the same response, and at no other time."""
     manager = make_manager(keep_public_cookie=True)
-    session = Session(manager)
+    session = manager.session()
     session["a"] = 1
     await manager.commit(session)
     own, public = manager.cookies(session)
@@ -281,7 +280,7 @@ async def test_a_session_made_after_the_headers_raises():
     """Decided before anything is written (T9)."""
     store = CountingStore()
     manager = make_manager(store)
-    session = Session(manager)
+    session = manager.session()
     session["a"] = 1
     session.life.headers_left("the headers have left")
     assert manager.pending(session)
@@ -386,7 +385,7 @@ async def test_reload_takes_what_others_wrote():
     session.max_age = 60
     await session.reload()
     assert not session.modified
-    new = Session(manager)
+    new = manager.session()
     new["a"] = 1
     await new.reload()
 
@@ -479,7 +478,7 @@ async def test_an_increment_in_a_new_session_is_a_change():
     """Saved at the end; and so it is inside of `lock()`."""
     store = CountingStore()
     manager = make_manager(store)
-    session = Session(manager)
+    session = manager.session()
     assert 1 == await session.increment("n")
     assert [] == store.calls
     await manager.commit(session)
@@ -495,7 +494,7 @@ async def test_only_numbers_are_added_to(value):
     """In the store and in a new session; the value stays."""
     manager = make_manager()
     _, stored = await started(manager, n=value)
-    new = Session(manager)
+    new = manager.session()
     new["n"] = value
     for session in (stored, new):
         with pytest.raises(SessionDataError, match="n"):
@@ -584,7 +583,7 @@ async def test_a_block_is_saved_at_its_end_or_not_at_all():
 async def test_a_block_of_a_new_session_is_undone():
     """As any other; what was set before it stays."""
     manager = make_manager()
-    session = Session(manager)
+    session = manager.session()
     session["a"] = [1]
     with pytest.raises(ZeroDivisionError):
         async with session.lock():
@@ -712,7 +711,7 @@ async def test_devices_and_ending_the_others():
     manager = make_manager(store)
     others = [await started(manager, user_id=7) for _ in range(2)]
     _, somebody = await started(manager, user_id=8)
-    session = Session(manager)
+    session = manager.session()
     session["user_id"] = "7"
     session.client = ("Firefox", "192.0.2.1")
     assert 2 == await session.end_others()
@@ -741,7 +740,7 @@ async def test_a_store_that_knows_no_users():
         load = create = save = regenerate = increment = delete = lock = None
 
     manager = make_manager(Plain())
-    session = Session(manager)
+    session = manager.session()
     session["user_id"] = 7
     with pytest.raises(SessionError, match="Plain cannot"):
         await session.devices()

@@ -12,7 +12,6 @@ from tornado.escape import json_encode
 from tests.factories import make_manager, make_record, make_session
 from tornado_compas_session import (
     ResponseAlreadySent,
-    Session,
     SessionDataError,
 )
 from tornado_compas_session.core.jsondata import encode
@@ -43,7 +42,7 @@ def saved(session, change):
 def test_untouched_costs_nothing():
     """A session that nobody touched is not even decoded."""
     record = make_record("this is no JSON")
-    session = Session(make_manager(), record)
+    session = make_manager().session(record)
     session.life.found(record, record.secret_hash)
 
     assert not session.modified
@@ -500,7 +499,7 @@ def test_a_lifetime_of_another_type_is_refused():
 def test_freshness_by_the_stores_clock():
     """A recent sign-in, as the store's clock has it (LC-13)."""
     record = make_record(now=1000.0, authenticated=940.0)
-    session = Session(make_manager(), record)
+    session = make_manager().session(record)
     session.life.found(record, record.secret_hash)
 
     assert session.is_fresh(60)
@@ -696,7 +695,7 @@ def test_a_deep_copy_is_free():
 def test_json_of_a_session_nobody_touched():
     """Encoding is often the first that happens to it."""
     record = make_record(STORED)
-    session = Session(make_manager(), record)
+    session = make_manager().session(record)
     session.life.found(record, record.secret_hash)
 
     assert json.loads(STORED) == json.loads(json_encode(session.open()))

@@ -216,7 +216,7 @@ async def test_a_store_that_tells_nothing_is_told_of(caplog):
     store.failing = ""
     await load_session(manager, [cookie.partition(";")[0]])
     await session.save()
-    await over(manager._guard._trouble)
+    await over(manager._committer._guard._trouble)
 
     assert 3 == len(lines(caplog))
     assert "10 requests were refused" in lines(caplog)[-1]

@@ -3,211 +3,60 @@ The one loop that commits: take what is pending, write it, take what has come me
 until nothing is left.
 
 It serves the end of a request, `save()`, the handshake of a WebSocket and the end of a
-block of `lock()`. What there is to do is decided in one place, `Committer.next`.
+block of `lock()`. What there is to do is decided in `Planner.next` (plan.py).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
 
-from tornado_compas_session.core.change import NOTHING, Difference, Ledger
+from tornado_compas_session.core.change import Ledger
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
-from tornado_compas_session.core.lifetimes import Lifetimes
+from tornado_compas_session.core.plan import Planner, Step
 from tornado_compas_session.core.protocols import Locked, SessionStore
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.core.types import (
-    Identity,
-    NewSecret,
-    Saved,
-    SessionChange,
-    SessionRecord,
-    user_of,
-    user_text,
-)
+from tornado_compas_session.core.types import NewSecret, Saved, SessionRecord, user_of
 from tornado_compas_session.exceptions import (
     HandleTaken,
-    SessionDataError,
+    SessionError,
     SessionGone,
     StoreError,
 )
-from tornado_compas_session.settings import SessionOptions
 
 logger = logging.getLogger("tornado_compas_session")
 
 _HANDLE_TRIES = 3
 
 
-class Step(NamedTuple):
-    """One write: what the store is told, and what the session knows once it is done."""
-
-    verb: str
-    difference: Difference = NOTHING
-    change: SessionChange = SessionChange()
-    #: Set where the write changes who the visitor is.
-    identity: Identity | None = None
-    signed_in: bool | None = None
-
-    @property
-    def renews_cookie(self) -> bool:
-        """Whether the new secret is only there for the browser to get its cookie."""
-        return (
-            self.verb == "regenerate"
-            and self.identity is None
-            and self.signed_in is None
-        )
-
-
 class Committer:
-    """Decides what there is to write of a session, and writes it."""
+    """Writes what is planned of a session, and tells the session what became of it."""
 
     def __init__(
         self,
-        options: SessionOptions,
+        planner: Planner,
         store: SessionStore,
-        lifetimes: Lifetimes,
         guard: Guard,
         *,
         draw_handle: Callable[[], str] = new_handle,
         draw_secret: Callable[[], str] = new_secret,
     ) -> None:
-        self.options = options
+        self._planner = planner
         self._store = store
-        self._lifetimes = lifetimes
         self._guard = guard
         self._draw_handle = draw_handle
         self._draw_secret = draw_secret
-        self._warned: set[str] = set()
 
-    # ── what there is to do ──────────────────────────────────────────────────────
-
-    def next(self, session: Session, *, automatic: bool) -> Step | None:
-        """
-        The next write, if there is anything to write.
-
-        Raises `SessionDataError` for what cannot be kept, `SessionGone` where the
-        session is another visitor's by now, and `ResponseAlreadySent` for what needs a
-        cookie too late.
-        """
-        life = session.life
-        if life.doomed is not None:
-            return Step("delete")  # an end waits for nobody, auto_commit or not
-        difference = NOTHING
-        own = regenerating = False
-        if not ((automatic and not self.options.auto_commit) or session.untouched):
-            if not session.ledger.untouched:
-                difference = session.ledger.difference(session)
-            own, regenerating = session.own_set, life.regenerating
-        if life.record is None:
-            return self._creation(session, difference)
-        if difference and self._changes_identity(session, difference):
-            return self._identity(session, difference)
-        if regenerating and life.may_regenerate and life.unreachable is None:
-            life.check_cookie()
-            return self._step("regenerate", session, difference, signed_in=True)
-        if life.renews_cookie and (
-            self._lifetimes.cookie_is_due(session)
-            or (own and self._lifetimes.cookie_is_wrong(session))
-        ):
-            return self._step("regenerate", session, difference, own=own)
-        if difference or own:
-            return self._step("save", session, difference)
-        if life.shows is not None or self._lifetimes.row_is_due(session):
-            change = self._lifetimes.of_change(session, SessionChange())
-            return Step("save", difference, change)
-        life.regeneration_done()  # one that would do no good
-        return None
-
-    def _creation(self, session: Session, difference: Difference) -> Step | None:
-        if not difference.changed:
-            return None
-        life = session.life
-        if life.strange:
-            if session.user is None or session.user != life.strange_user:
-                raise SessionGone
-            life.unbound()  # a double click on "sign in": the second gets its own
-        life.check_cookie()
-        if life.unreachable is not None:
-            self._warn_once(life.unreachable)
-            return None
-        return self._step(
-            "create", session, difference, self._identity_of(session.user)
-        )
-
-    def _identity(self, session: Session, difference: Difference) -> Step | None:
-        life = session.life
-        if life.current:
-            life.check_cookie()
-            if life.unreachable is not None and session.user is not None:
-                self._warn_once(life.unreachable)
-                return None
-            identity = self._identity_of(session.user) or Identity(None)
-            signed_in = identity.user_id is not None
-            return self._step("regenerate", session, difference, identity, signed_in)
-        # A change of who the visitor is needs the current secret, and is never merged.
-        if session.user is not None:
-            life.lost()
-            raise SessionGone
-        life.end()
-        session.ledger = Ledger(None)
-        session.ledger.untouched = False
-        return Step("delete")
-
-    def _identity_of(self, user: str | None) -> Identity | None:
-        if user is None:
-            return None
-        return Identity(user, self.options.max_sessions_per_user)
-
-    def _changes_identity(self, session: Session, difference: Difference) -> bool:
-        if not (
-            "user_id" in difference.changed
-            or "user_id" in difference.removed
-            or difference.exact is not None
-        ):
-            return False
-        try:
-            before = user_text(session.ledger.user)
-        except SessionDataError:  # written to the row by somebody else
-            return True
-        return session.user != before
-
-    def _step(
-        self,
-        verb: str,
-        session: Session,
-        difference: Difference,
-        identity: Identity | None = None,
-        signed_in: bool | None = None,
-        *,
-        own: bool | None = None,
-    ) -> Step:
-        size, ledger = 0, session.ledger
-        if difference:
-            size = ledger.size(difference)
-        if size > self.options.max_data_size and (
-            session.is_new
-            or (size > ledger.stored and difference.changed.keys() != {"user_id"})
-        ):
-            # One that has grown too large in parallel can shrink, sign in and sign out.
-            raise SessionDataError(
-                "all of it",
-                f"{size} bytes of JSON, and max_data_size is "
-                f"{self.options.max_data_size}",
-            )
-        change = SessionChange(
-            difference.changed,
-            difference.removed,
-            replace=difference.exact is not None,
-            own=session.own_set if own is None else own,
-            own_idle=session.own_idle,
-            own_absolute=session.own_absolute,
-        )
-        change = self._lifetimes.of_change(session, change)
-        return Step(verb, difference, change, identity, signed_in)
-
-    # ── doing it ─────────────────────────────────────────────────────────────────
+    async def commit(self, session: Session, *, automatic: bool) -> None:
+        """Writes until nothing is left, once it is this commit's turn; see `all`."""
+        async with session.busy():
+            if session.block_error is not None:
+                raise SessionError(
+                    "the response was finished inside of lock(), and the block failed "
+                    "then"
+                ) from session.block_error
+            await self.all(session, automatic=automatic)
 
     async def all(self, session: Session, *, automatic: bool) -> None:
         """
@@ -216,11 +65,11 @@ class Committer:
         Raises what `next` does, and `StoreError`: then the write may have happened.
         """
         try:
-            step = session.planned or self.next(session, automatic=automatic)
+            step = session.planned or self._planner.next(session, automatic=automatic)
             while step is not None:
                 session.planned = None
                 await self._write(session, step)
-                step = self.next(session, automatic=automatic)
+                step = self._planner.next(session, automatic=automatic)
         except SessionGone:
             session.start(None)  # who has been told need not be told again
             raise
@@ -384,7 +233,7 @@ class Committer:
         Writes the next step to the locked row; what it returns is to be called once
         that is committed.
         """
-        step, ledger = self.next(session, automatic=False), session.ledger
+        step, ledger = self._planner.next(session, automatic=False), session.ledger
         if step is None or step.verb == "create":
             return None  # what follows an end is created after the block
         if step.verb == "delete":
@@ -440,8 +289,3 @@ class Committer:
         session.life.ended(done=done)
         if done:
             logger.info("session %s destroyed", doomed.handle)
-
-    def _warn_once(self, message: str) -> None:
-        if message and message not in self._warned:
-            self._warned.add(message)
-            logger.warning(message)

@@ -22,10 +22,13 @@ from typing import NamedTuple, cast
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
 from tornado_compas_session.core.arrival import Presented
-from tornado_compas_session.core.commit import Committer, Step
+from tornado_compas_session.core.commit import Committer
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.jsondata import encode
+from tornado_compas_session.core.keeper import SessionKeeper
+from tornado_compas_session.core.lifetimes import Lifetimes
 from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.plan import Planner, Step
 from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import SessionInfo, SessionRecord
@@ -34,6 +37,8 @@ from tornado_compas_session.settings import SessionOptions
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
 MAX_COOKIE = 4096
+#: Nothing here takes time.
+_NO_GUARD = Guard(1.0)
 
 
 class CookieSessionManager(SessionManager):
@@ -48,7 +53,9 @@ class CookieSessionManager(SessionManager):
     ) -> None:
         self._clock = clock
         super().__init__(options, keys, cast(SessionStore, None))
-        self._committer = _CookieCommitter(self)
+        self._planner = _CookiePlanner(options, self.lifetimes)
+        self._committer = _CookieCommitter(self, self._planner)
+        self._keeper = _CookieKeeper(self._committer, self.lifetimes)
 
     @property
     def keys(self) -> KeyRing:
@@ -72,7 +79,7 @@ class CookieSessionManager(SessionManager):
         self, presented: Sequence[Presented], waited: float = 0.0
     ) -> Session:
         """The session in the cookie, if it has not expired; else a new one."""
-        session = Session(self)
+        session = self.session()
         life = session.life
         life.came_with(len(presented))
         if len(set(presented)) != 1:
@@ -114,37 +121,8 @@ class CookieSessionManager(SessionManager):
         """Seconds since the epoch."""
         return self._clock()
 
-    async def reload(self, session: Session) -> None:
-        """Drops what has changed since the last save."""
-        session.start(session.life.record)
-        session.open()
 
-    async def increment(self, session: Session, key: str, by: float) -> int | float:
-        """Cannot be: two requests at once would each count for itself."""
-        raise SessionError("increment() needs a store; give session_settings() one")
-
-    async def end_others(self, session: Session) -> int:
-        """Cannot be: nobody knows of the others."""
-        raise SessionError("end_others() needs a store; give session_settings() one")
-
-    async def devices(self, session: Session) -> list[SessionInfo]:
-        """Cannot be: nobody knows of the others."""
-        raise SessionError("devices() needs a store; give session_settings() one")
-
-    def lock(
-        self, session: Session, timeout: float | None
-    ) -> AbstractAsyncContextManager[None]:
-        """Cannot be: the browser holds the data."""
-        raise SessionError("lock() needs a store; give session_settings() one")
-
-
-class _CookieCommitter(Committer):
-    """Writes the session's cookie instead of a row."""
-
-    def __init__(self, manager: CookieSessionManager) -> None:
-        super().__init__(manager.options, manager.store, manager.lifetimes, Guard(1.0))
-        self._manager = manager
-
+class _CookiePlanner(Planner):
     def next(self, session: Session, *, automatic: bool) -> Step | None:
         """What the request has written; a renewal alone is nothing."""
         session.life.no_renewal()
@@ -153,16 +131,24 @@ class _CookieCommitter(Committer):
             return step
         return step if step.difference or step.change.own or step.signed_in else None
 
+
+class _CookieCommitter(Committer):
+    """Writes the session's cookie instead of a row."""
+
+    def __init__(self, manager: CookieSessionManager, planner: Planner) -> None:
+        super().__init__(planner, manager.store, _NO_GUARD)
+        self._manager = manager
+
     async def _write(self, session: Session, step: Step) -> None:
         life = session.life
         if step.verb == "delete":
             life.ended(done=True)
             return
         life.check_cookie()
-        options, now = self.options, self._manager.now()
+        options, now = self._manager.options, self._manager.now()
         record = life.record
         created = record.created if record else now
-        idle, absolute = self._lifetimes.of(session)
+        idle, absolute = self._manager.lifetimes.of(session)
         fixed = record is not None and options.renew is None and not step.change.own
         expires = record.expires if record and fixed else now + idle
         if absolute is not None:
@@ -193,6 +179,34 @@ class _CookieCommitter(Committer):
         life.created(written)
         life.kept_in_cookie()
         self._written(session, step, session.ledger)
+
+
+class _CookieKeeper(SessionKeeper):
+    def __init__(self, committer: Committer, lifetimes: Lifetimes) -> None:
+        super().__init__(cast(SessionStore, None), lifetimes, committer, _NO_GUARD)
+
+    async def reload(self, session: Session) -> None:
+        """Drops what has changed since the last save."""
+        session.start(session.life.record)
+        session.open()
+
+    async def increment(self, session: Session, key: str, by: float) -> int | float:
+        """Cannot be: two requests at once would each count for itself."""
+        raise SessionError("increment() needs a store; give session_settings() one")
+
+    async def end_others(self, session: Session) -> int:
+        """Cannot be: nobody knows of the others."""
+        raise SessionError("end_others() needs a store; give session_settings() one")
+
+    async def devices(self, session: Session) -> list[SessionInfo]:
+        """Cannot be: nobody knows of the others."""
+        raise SessionError("devices() needs a store; give session_settings() one")
+
+    def lock(
+        self, session: Session, timeout: float | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Cannot be: the browser holds the data."""
+        raise SessionError("lock() needs a store; give session_settings() one")
 
 
 class _Kept(NamedTuple):

@@ -1,46 +1,31 @@
 """
 `Session`: what `self.session` is. A dict of plain values that knows what changed.
 
-What it holds is its own; what the row holds is in its `Ledger` (change.py), and where
-it stands in its `Life` (life.py). Its keeper, the manager, does what needs a store.
+What it holds is its `Content` (content.py); what the row holds is in its `Ledger`
+(change.py), and where it stands in its `Life` (life.py). Its keeper (keeper.py) does
+what needs a store.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from tornado_compas_session.core.change import Ledger
-from tornado_compas_session.core.jsondata import check_key, decode_object, encode
+from tornado_compas_session.core.content import Content
 from tornado_compas_session.core.life import Life
-from tornado_compas_session.core.types import (
-    JSON,
-    SessionInfo,
-    SessionRecord,
-    user_text,
-)
+from tornado_compas_session.core.types import SessionInfo, SessionRecord
 from tornado_compas_session.exceptions import SessionDataError
 from tornado_compas_session.settings import lifetime_seconds
 
 T = TypeVar("T")
 
-_IMMUTABLE = (str, int, float, bool, type(None))
-
-if TYPE_CHECKING:
-    _Dict = dict[str, JSON]
-else:
-    # The methods are those of a mapping, built on the few below, so that nothing is
-    # handed out or changed unnoticed. That it is a dict as well, and holds its content
-    # itself, is for those who take no other mapping: `json.dumps`, Tornado's `write`.
-    class _Dict(MutableMapping, dict):
-        __slots__ = ()
-
 
 class Keeper(Protocol):
-    """What a session needs of its manager."""
+    """What a session needs of its keeper."""
 
     async def save(self, session: Session) -> None: ...
 
@@ -61,7 +46,7 @@ class Keeper(Protocol):
     def ends_with_browser(self, session: Session) -> bool: ...
 
 
-class Session(_Dict):
+class Session(Content):
     """
     The session of one visitor: a mapping from strings to plain JSON values.
 
@@ -79,12 +64,9 @@ class Session(_Dict):
         "_busy",
         "_handler",
         "_keeper",
-        "_opened",
         "block_error",
         "busy_task",
         "client",
-        "ledger",
-        "life",
         "locked",
         "own_absolute",
         "own_idle",
@@ -121,119 +103,17 @@ class Session(_Dict):
         self.own_idle = None if record is None else record.own_idle
         self.own_absolute = None if record is None else record.own_absolute
 
-    # ── the mapping ──────────────────────────────────────────────────────────────
-
-    def open(self) -> Session:
-        """Decodes the content, which happens when the session is first asked for."""
-        if not self._opened:
-            self._opened = True
-            dict.update(self, self.ledger.decode())
-        return self
-
-    def __getitem__(self, key: str) -> JSON:
-        value = dict.__getitem__(self, key)
-        if not isinstance(value, _IMMUTABLE):
-            self.ledger.note(key, self)
-        return value
-
-    def get(self, key: str, default: JSON = None) -> JSON:
-        """The value of a key, or the default."""
-        # The inherited one raises and catches a KeyError, for most of its time.
-        return self[key] if dict.__contains__(self, key) else default
-
-    def __setitem__(self, key: str, value: JSON) -> None:
-        check_key(key)
-        life = self.life
-        life.check_open()
-        if key == "user_id":
-            self._check_user(value)
-        self.ledger.note(key, self)
-        dict.__setitem__(self, key, value)
-        if key == "user_id":
-            self._changed_identity()
-
-    def __delitem__(self, key: str) -> None:
-        if not dict.__contains__(self, key):
-            raise KeyError(key)
-        self.life.check_open()
-        if key == "user_id":
-            self._check_user(None)
-        self.ledger.note(key, self)
-        dict.__delitem__(self, key)
-        if key == "user_id":
-            self._changed_identity()
-
-    # Python, so that `dict(session)` does not take the values past `__getitem__`.
-    def __iter__(self) -> Iterator[str]:
-        return dict.__iter__(self)
-
-    def __reversed__(self) -> Iterator[str]:
-        return dict.__reversed__(self)
-
-    __len__ = dict.__len__
-    __contains__ = dict.__contains__
-
-    def copy(self) -> dict[str, JSON]:
-        """A plain dict of it; nested values are shared, as with any dict."""
-        return dict(self)
-
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: object) -> dict[str, JSON]:
-        return decode_object(encode(dict(dict.items(self))))
-
-    def __or__(self, other: Any) -> dict[str, JSON]:  # type: ignore[override]
-        return (
-            dict(self) | dict(other) if isinstance(other, Mapping) else NotImplemented
-        )
-
-    def __ror__(self, other: Any) -> dict[str, JSON]:  # type: ignore[override]
-        return (
-            dict(other) | dict(self) if isinstance(other, Mapping) else NotImplemented
-        )
-
-    def __ior__(self, other: Any) -> Session:  # type: ignore[override]
-        self.update(other)
-        return self
-
-    def clear(self) -> None:
-        """
-        Empties the session. Who is signed in is so no more, and gets a new id with
-        that; anybody else keeps theirs.
-        """
-        self.replace({})
-
-    def replace(self, content: Mapping[str, JSON]) -> None:
-        """Makes this the whole content; what `self.session = {…}` does."""
-        if not isinstance(content, Mapping):
-            raise TypeError(
-                "a session is a dict with string keys, or None to end it; "
-                f"got {type(content).__name__}"
-            )
-        content = dict(content)
-        for key in content:
-            check_key(key)
-        self.life.check_open()
-        self._check_user(content.get("user_id"))
-        self.open()
-        self.ledger.replace()
-        dict.clear(self)
-        dict.update(self, content)
-        self._changed_identity()
-
-    def _check_user(self, value: JSON) -> None:
-        """Whether `user_id` may become this, now."""
-        user = user_text(value)
-        if user != self.user:
-            self.life.check_open(cookie=True)
+    # ── what it is ───────────────────────────────────────────────────────────────
 
     @property
-    def user(self) -> str | None:
-        """Who the visitor is, as text; None is nobody."""
-        try:
-            return user_text(dict.get(self, "user_id"))
-        except SessionDataError:  # written to the row by somebody else
-            return None
+    def is_new(self) -> bool:
+        """True while no stored session stands behind this one."""
+        return self.life.record is None
+
+    def __repr__(self) -> str:
+        # Neither data nor id: this ends up in logs.
+        state = "new" if self.is_new else "live"
+        return f"<Session {state}{', modified' if self.modified else ''}>"
 
     def typed(self, kind: type[T]) -> T:
         """
@@ -243,25 +123,6 @@ class Session(_Dict):
         changed in it is so in the session.
         """
         return cast(T, self)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return dict(self) == dict(other) if isinstance(other, Mapping) else False
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        # Neither data nor id: this ends up in logs.
-        state = "new" if self.is_new else "live"
-        return f"<Session {state}{', modified' if self.modified else ''}>"
-
-    # ── what it is ───────────────────────────────────────────────────────────────
-
-    @property
-    def is_new(self) -> bool:
-        """True while no stored session stands behind this one."""
-        return self.life.record is None
 
     @property
     def untouched(self) -> bool:

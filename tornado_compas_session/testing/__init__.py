@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 from tornado_compas_session.core.manager import SessionManager
-from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import JSON
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.settings import MANAGER
@@ -56,11 +55,11 @@ async def session_cookie(
     manager: SessionManager | None = settings.get(MANAGER)
     if manager is None:
         raise SettingsError("these are no settings from session_settings()")
-    session = Session(manager)
+    session = manager.session()
     session.replace(data)
     for name, value in attributes.items():
         setattr(session, name, value)
-    await manager.save(session)
+    await session.save()
     if session.is_new:
         raise SettingsError("a session without data is not stored, so it has no cookie")
     pairs = [header.partition(";")[0] for header in manager.cookies(session)]

@@ -192,7 +192,7 @@ class SessionMixin(WatchedSocketMixin):
             if presented:
                 session = await manager.load(presented, request.request_time())
             else:
-                session = Session(manager)
+                session = manager.session()
             unreachable = self._session_unreachable(options)
             if unreachable is not None:
                 session.life.no_cookie(unreachable)

@@ -35,6 +35,7 @@ from tornado_compas_session.core.departure import Departures
 from tornado_compas_session.core.life import Life
 from tornado_compas_session.core.lifetimes import Lifetimes
 from tornado_compas_session.core.manager import SessionManager
+from tornado_compas_session.core.plan import Planner
 from tornado_compas_session.web.response import HeldResponseMixin
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -68,7 +69,7 @@ def without_epoch(patch: pytest.MonkeyPatch) -> None:
 
 def without_current_secret(patch: pytest.MonkeyPatch) -> None:
     """A sign-in that comes too late for the current secret is merged as a write."""
-    overtaken, identity = Committer._overtaken, Committer._identity
+    overtaken, identity = Committer._overtaken, Planner._identity
 
     async def merged(self: Any, session: Any, step: Any, secret: Any) -> None:
         await overtaken(self, session, step._replace(identity=None), secret)
@@ -79,12 +80,12 @@ def without_current_secret(patch: pytest.MonkeyPatch) -> None:
         return self._step("save", session, difference)
 
     patch.setattr(Committer, "_overtaken", merged)
-    patch.setattr(Committer, "_identity", plain)
+    patch.setattr(Planner, "_identity", plain)
 
 
 def without_new_secret_for_a_new_user(patch: pytest.MonkeyPatch) -> None:
     """Setting `user_id` is a write like any other."""
-    patch.setattr(Committer, "_changes_identity", lambda *args: False)
+    patch.setattr(Planner, "_changes_identity", lambda *args: False)
 
 
 def with_former_secret_of_another_user(patch: pytest.MonkeyPatch) -> None:
