@@ -26,7 +26,7 @@ from tornado_compas_session import (
     SessionMixin,
     session_settings,
 )
-from tornado_compas_session.web.response import HeldResponseMixin
+from tornado_compas_session.web.failed import FailedResponseMixin
 
 #: How long somebody else has the row of the second request locked.
 LOCKED = 0.3
@@ -113,7 +113,7 @@ def tornado_prometheus() -> tuple[type[Application], Recorded]:
     return Measured, lambda: found
 
 
-def told_at_once(self: HeldResponseMixin) -> None:
+def told_at_once(self: FailedResponseMixin) -> None:
     """In place of `_session_mute`: nobody waits for what leaves."""
     theirs = self.on_finish
     self._session_tell = lambda: None  # type: ignore[method-assign]
@@ -159,6 +159,6 @@ async def ask(dsn: str, kind: type[Application], recorded: Recorded) -> list[Any
 
 if __name__ == "__main__":
     if sys.argv[3:] == ["unheld"]:
-        HeldResponseMixin._session_mute = told_at_once  # type: ignore[method-assign]
+        FailedResponseMixin._session_mute = told_at_once  # type: ignore[method-assign]
     measured, recorded = globals()[sys.argv[1]]()
     json.dump(asyncio.run(ask(sys.argv[2], measured, recorded)), sys.stdout)
