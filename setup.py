@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 PACKAGE = "tornado_compas_session"
+#: Where the source is, like https://github.com/…/tornado-compas-session: the one place.
+#: While it is empty, links of the README stay as they are in a checkout.
+ADDRESS = ""
+FILES = f"{ADDRESS}/blob/main"
+README = Path("README.md").read_text(encoding="utf-8")
 
 
 class BuildWithSchema(build_py):
@@ -28,9 +34,19 @@ setup(
     name="tornado-compas-session",
     version="0.1.0",
     description="Sessions for Tornado, kept in PostgreSQL",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(
+        re.sub(r"\]\((?!\w+:)", f"]({FILES}/", README) if ADDRESS else README
+    ),
     long_description_content_type="text/markdown",
     license="MIT",
+    project_urls={
+        "Source": ADDRESS,
+        "Documentation": f"{FILES}/docs/index.md",
+        "Changelog": f"{FILES}/CHANGELOG.md",
+        "Issues": f"{ADDRESS}/issues",
+    }
+    if ADDRESS
+    else {},
     keywords=["tornado", "session", "postgresql", "asyncpg", "compas"],
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -3,7 +3,7 @@ What the environment and the options say: read once, checked at once, frozen.
 
 Every fault is found before anything is raised, so that one start shows them all. An
 option is one line of `SessionOptions`: its name, default, check and meaning. The rest,
-docs/options.md included, follows from there.
+that of the documentation included, follows from there.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class FromEnvironment(NamedTuple):
 class Option(NamedTuple):
     """All that is known of an option, but its name and type."""
 
-    #: The part of docs/options.md that it stands in.
+    #: The part of the page "Options" that it stands in.
     part: str
     #: As a user would write it.
     default: Any
@@ -313,7 +313,7 @@ def _option(
     return field(default=kept, metadata=metadata)
 
 
-# In which part of docs/options.md it stands.
+# In which part of that page it stands.
 _cookie = partial(_option, "cookie")
 _lifetime = partial(_option, "lifetimes")
 _data = partial(_option, "data")

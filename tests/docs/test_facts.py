@@ -189,6 +189,25 @@ def test_pages_name_no_machine():
         assert not re.search(r"/(home|root|Users|work)/", page.read_text()), page.name
 
 
+def test_the_program_names_pages_by_their_headings():
+    """A wheel has no docs/: messages name a heading, which the site's search finds."""
+    headings = {
+        heading
+        for page in DOCS.glob("*.md")
+        for heading in re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    }
+    for source in PACKAGE.rglob("*.py"):
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        for text in texts:
+            assert "docs/" not in text, source.name
+            for named in re.findall(r'"([^"]+)" in\s+the\s+documentation', text):
+                assert named in headings, source.name
+
+
 def test_the_reference_is_up_to_date():
     """docs/reference.md is what the docstrings say now."""
     result = subprocess.run(

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from email import message_from_bytes
+from email import message_from_bytes, message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,38 @@ def test_source_distribution_can_build(built: Path) -> None:
         names = {name.partition("/")[2] for name in archived.getnames()}
 
     assert set() == {*SQL, "LICENSE", "pyproject.toml", "setup.py"} - names
+
+
+def metadata_with(address: str, tmp_path: Path) -> Message:
+    """What a package says of itself once setup.py has this address."""
+    for name in ("README.md", "setup.py"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = re.sub(r'^ADDRESS = ".*"$', f'ADDRESS = "{address}"', text, flags=re.M)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    run(sys.executable, "setup.py", "-q", "dist_info", cwd=tmp_path)
+    [folder] = tmp_path.glob("*.dist-info")
+    return message_from_string((folder / "METADATA").read_text(encoding="utf-8"))
+
+
+def test_links_are_absolute_once_there_is_an_address(tmp_path: Path) -> None:
+    """Whoever reads the README at a registry can follow each of its links."""
+    metadata = metadata_with("https://example.com/sessions", tmp_path)
+    links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
+
+    assert "https://example.com/sessions/blob/main/docs/quickstart.md" in links
+    assert "https://example.com/sessions/blob/main/SECURITY.md" in links
+    assert [] == [link for link in links if not link.startswith("https://")]
+    assert "Source, https://example.com/sessions" in metadata.get_all("Project-URL", [])
+
+
+def test_links_are_those_of_the_readme_without_an_address(tmp_path: Path) -> None:
+    """No link leads to an address that nobody has."""
+    metadata = metadata_with("", tmp_path)
+
+    assert (
+        str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text().strip()
+    )
+    assert [] == metadata.get_all("Project-URL", [])
 
 
 def test_tornado_and_asyncpg_are_all_that_is_required(wheel: Path) -> None:

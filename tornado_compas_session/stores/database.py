@@ -116,7 +116,8 @@ class Database:
         logger.critical(
             "the database answered with another session's row; the connections are "
             "dropped and the request is refused. Is there a PgBouncer in transaction "
-            "mode? Switch prepared statements off (docs/pools.md)"
+            'mode? Switch prepared statements off (see "PgBouncer" in the '
+            "documentation)"
         )
         await self.pool.expire()
         return StoreError("the database answered with a row that was not asked for")

@@ -132,7 +132,7 @@ class PostgresSessionStore(PostgresUserSessions):
         **options: Any,
     ) -> PostgresSessionStore:
         """
-        A store on an asyncpg pool of its own, set as the docs advise (docs/pools.md).
+        A store on an asyncpg pool of its own, set as "Pools" in the documentation says.
 
         Does not need the database yet: while it is away, requests get a 503. `options`
         are those of the constructor. Close it with `await store.close()`.

@@ -46,7 +46,8 @@ async def keygen(arguments: Arguments) -> None:
     print(new_key())
     say(
         "put it first in APP_KEYS, before the keys that are there; to rotate without "
-        "a gap, put it last everywhere first (docs/environment.md)"
+        'a gap, put it last everywhere first (see "Changing the key, in two steps" in '
+        "the documentation)"
     )
 
 
@@ -188,7 +189,7 @@ async def import_compas(arguments: Arguments) -> None:
     say(
         f"sessions copied; {outcome.present} were there already, {outcome.empty} were "
         "empty. Their cookies cannot be carried over, so visitors sign in again; what "
-        "is copied shows in lists and counts (docs/cli.md)"
+        "is copied shows in lists and counts"
     )
 
 

@@ -100,7 +100,7 @@ def _environment(environ: Mapping[str, str], findings: list[Finding]) -> Environ
                     else ""
                 ),
                 "mend the variable; all processes need the same value "
-                "(docs/environment.md)",
+                '(see "Environment and keys" in the documentation)',
             )
             for text in error.problems
         ]
@@ -129,7 +129,7 @@ def _options(
                 "options",
                 text,
                 "the server does not start with this, or browsers drop the cookie",
-                "change the option (docs/options.md)",
+                'change the option (see "Options" in the documentation)',
             )
             for text in error.problems
         ]
@@ -190,7 +190,7 @@ def _together(
                     "cookie when a page of the one asks the other",
                     "put both under one domain and set COOKIE_URL to it (best), or "
                     'pass same_site="none", which browsers are about to stop '
-                    "(docs/cookies.md)",
+                    '(see "SameSite" in the documentation)',
                 )
     for origin in environment.cors_origins:
         if environment.production and origin.startswith("http://"):

@@ -290,7 +290,8 @@ async def _pooling(pool: Pool, other: Pool) -> list[Finding]:
                 "requests fail now and then, when their statement was prepared on "
                 "another connection",
                 "PgBouncer 1.21 with max_prepared_statements, or pool_mode=session, or "
-                "prepared statements switched off in the driver (docs/pools.md)",
+                "prepared statements switched off in the driver "
+                '(see "PgBouncer" in the documentation)',
             )
         ]
     return [
@@ -298,6 +299,6 @@ async def _pooling(pool: Pool, other: Pool) -> list[Finding]:
             "pgbouncer",
             what,
             "sessions work that way only while prepared statements do",
-            "see docs/pools.md for the settings of each driver",
+            'see "PgBouncer" in the documentation for the settings of each driver',
         )
     ]

@@ -35,7 +35,7 @@ from tornado_compas_session.web.sockets import WatchedSocketMixin
 _INSECURE = (
     "a session was not saved, because its cookie is Secure and the request came over "
     "plain http; behind a proxy that speaks https, start the server with xheaders=True "
-    "(docs/cookies.md)"
+    '(see "Behind a proxy" in the documentation)'
 )
 _STATIC = (
     "a session was not saved, because a StaticFileHandler sends no session cookie: "

@@ -349,7 +349,8 @@ class AsyncpgPool:
             logger.warning(
                 "the database is behind a PgBouncer and asyncpg prepares statements: "
                 "with a PgBouncer older than 1.21 answers get mixed up; pass "
-                "statement_cache_size=0 to asyncpg.create_pool (docs/pools.md)"
+                "statement_cache_size=0 to asyncpg.create_pool "
+                '(see "PgBouncer" in the documentation)'
             )
 
 

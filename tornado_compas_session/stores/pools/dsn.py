@@ -160,7 +160,7 @@ def _parameters(query: str) -> dict[str, str]:
         raise SettingsError(
             f"the DSN asks for {', '.join(sorted(refused))}, which asyncpg does not "
             "have, so the connection would be less safe than it says; leave it out, or "
-            "pass a pool of psycopg (docs/pools.md)"
+            'pass a pool of psycopg (see "Pools" in the documentation)'
         )
     if fallback := given.get("fallback_application_name"):
         given.setdefault("application_name", fallback)

@@ -80,7 +80,10 @@ def error_of(
     if sqlstate[:2] == "28" or sqlstate in _UNAVAILABLE:
         return StoreUnavailable(f"the database said: {said}")
     if sqlstate in _PREPARED:
-        said += "; a PgBouncer in between wants prepared statements off (docs/pools.md)"
+        said += (
+            "; a PgBouncer in between wants prepared statements off "
+            '(see "PgBouncer" in the documentation)'
+        )
     return StoreError(f"the database refused a statement: {said}")
 
 

@@ -134,5 +134,6 @@ class Home:
             return loop if self._loop is None else self.enter()
         raise StoreUnavailable(
             "the pool was made in another event loop (or before the fork); make it, "
-            "and the store, in the loop that serves (docs/scaling.md)"
+            'and the store, in the loop that serves (see "Processes and fork" in the '
+            "documentation)"
         )

@@ -226,7 +226,7 @@ class PsycopgPool:
                     "statements: with a PgBouncer older than 1.21 answers get mixed "
                     "up; sessions do without, and for the rest of the application "
                     'pass kwargs={"prepare_threshold": None} to the pool '
-                    "(docs/pools.md)"
+                    '(see "PgBouncer" in the documentation)'
                 )
 
 
