@@ -197,6 +197,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres", metavar="BIN", help="the folder of another PostgreSQL's programs"
     )
+    parser.addoption("--citus", metavar="DSN", help="a cluster's coordinator, to test")
 
 
 def pytest_collection_modifyitems(

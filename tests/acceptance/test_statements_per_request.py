@@ -64,6 +64,8 @@ class CountingPool:
 @pytest.fixture
 def store(io_loop, database):
     store = io_loop.run_sync(lambda: PostgresSessionStore.connect(database))
+    # What a process asks once, and no request after that.
+    assert not io_loop.run_sync(store._database.is_distributed)
     store._database.pool = CountingPool(store._database.pool)
     yield store
     io_loop.run_sync(store.close)

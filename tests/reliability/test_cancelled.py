@@ -116,10 +116,13 @@ async def trial(driver: str, dsn: str, rounds: int) -> list[str]:
             while any(store._database._abandoned for store in stores):
                 await asyncio.sleep(0.02)
         for store in stores:
-            if len(store._rows) or store._rows.most != store._rows._places._value:
+            if (
+                len(store._rows.queue)
+                or store._rows.queue.most != store._rows.queue._places._value
+            ):
                 wrong.append("a place is lost")
-            for batcher in (store._loads, store._saves, store._creates, store._sums):
-                if batcher.waiting or batcher.under_way:
+            for one in (store._loads, store._saves, store._creates, store._sums):
+                if one.batcher.waiting or one.batcher.under_way:
                     wrong.append("a lane is lost")
         for place in range(SESSIONS):
             content = await site.content(place)

@@ -364,6 +364,20 @@ async def test_a_slow_query_gets_company(make: Maker, database: Database):
     assert ["a!", "b!", "c!", "d!"] == await asyncio.gather(*tasks)
 
 
+async def test_they_can_be_kept_apart(make: Maker, database: Database):
+    """Then each goes out by itself, at once, and so many side by side."""
+    batcher = make(lanes=1)
+    batcher.keep_apart(3)
+    tasks = submit(batcher, "a", "b", "c", "d")
+    await database.batches(3)
+    assert [["a"], ["b"], ["c"]] == [list(sent) for sent in database.sent]
+    database.answer(1)
+    await database.batches(4)
+    for number in (0, 2, 3):
+        database.answer(number)
+    assert ["a!", "b!", "c!", "d!"] == await asyncio.gather(*tasks)
+
+
 async def test_nothing_is_left_behind(make: Maker, database: Database):
     """When all is answered there is no task, no timer and no waiter any more."""
     batcher = make(lanes=2)

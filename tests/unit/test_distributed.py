@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tornado_compas_session.stores.pools.queries import statements
+from tornado_compas_session.stores.distributed import DELETE_THEM, EXPIRED
+from tornado_compas_session.stores.pools.queries import Statement, statements
 
 #: They are for plain PostgreSQL; where the table is distributed, those for one row go
 #: out side by side.
@@ -241,6 +242,14 @@ def test_batches_lock_many_rows_and_are_fine_otherwise(name: str) -> None:
     assert set() == refusals(sql, "handle", one_row=False, locks_many=True)
     locks = {"FOR UPDATE over more than one row"} if "FOR UPDATE" in sql else set()
     assert locks == refusals(sql, "handle", one_row=False)
+
+
+@pytest.mark.parametrize("statement", [EXPIRED, DELETE_THEM])
+def test_the_cleanup_asks_every_shard_and_locks_nothing_first(
+    statement: Statement,
+) -> None:
+    """In place of `delete_expired`."""
+    assert set() == refusals(statement.numbered, "handle", one_row=False)
 
 
 def test_every_statement_has_its_place() -> None:

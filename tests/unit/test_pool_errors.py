@@ -54,6 +54,21 @@ def test_what_an_sqlstate_is_to_the_store(
     assert expected is type(error_of(sqlstate, "DriverError", "words"))
 
 
+@pytest.mark.parametrize("function", ["ReportConnectionError", "ReportResultError"])
+@pytest.mark.parametrize("sqlstate", ["08006", "57P01"])
+def test_a_server_behind_this_one_is_no_reason_to_connect_anew(
+    sqlstate: str, function: str
+):
+    """A worker of Citus is away: its sessions are, and this connection is not."""
+    words = "connection to the remote node failed: refused\n\tIs the server running"
+    error = error_of(sqlstate, "DriverError", words, function)
+    assert StoreUnavailable is type(error)
+    assert str(error).startswith("a server of the database is away: ")
+    assert "\n" not in str(error)
+    if function == "ReportResultError":  # perhaps a trigger's words, over there
+        assert "refused" not in str(error)
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [("RevalidateCachedQuery", ConnectionLost), ("DefineRelation", StoreError)],

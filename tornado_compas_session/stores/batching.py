@@ -72,6 +72,7 @@ class Batcher(Generic[Item, Result]):
 
     __slots__ = (
         "_abandoned",
+        "_apart",
         "_join",
         "_looked_at",
         "_patience_timer",
@@ -100,6 +101,7 @@ class Batcher(Generic[Item, Result]):
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.timeout = timeout
+        self._apart = False
         self._queue: deque[_Entry] = deque()
         self._looked_at: Waiter | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -131,11 +133,16 @@ class Batcher(Generic[Item, Result]):
         if deadline is not None and deadline < limit:
             limit = deadline
         self._queue.append(_Entry(key, item, waiter, limit))
-        if not self._under_way:
-            self._start()
-        elif self._patience_timer is None and len(self._under_way) < self.lanes:
-            self._watch()
+        if len(self._under_way) < self.lanes:
+            if self._apart or not self._under_way:
+                self._start()
+            elif self._patience_timer is None:
+                self._watch()
         return waiter
+
+    def keep_apart(self, lanes: int) -> None:
+        """From now on one item a query, and so many queries side by side."""
+        self._apart, self.lanes, self.max_batch = True, lanes, 1
 
     def _watch(self) -> None:
         """Looks after a while whether the first in the queue is still waiting."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Container, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from tornado_compas_session.core.protocols import Connection, Pool, Row
 from tornado_compas_session.exceptions import (
+    ConnectionLost,
     SessionDataError,
     StoreError,
     StoreUnavailable,
     UnstorableText,
     WriteConflict,
 )
+from tornado_compas_session.stores.batching import Batcher
+from tornado_compas_session.stores.distributed import IS_SPREAD, LAYOUT, lock_limit
 from tornado_compas_session.stores.pools import as_pool
-from tornado_compas_session.stores.pools.queries import statements
+from tornado_compas_session.stores.pools.queries import Statement, statements
 
 logger = logging.getLogger("tornado_compas_session")
 T = TypeVar("T")
@@ -29,22 +32,66 @@ _TRIES = 5
 class Database:
     """The statements of `queries.sql` on a pool of the application's."""
 
-    def __init__(self, pool: Any, *, timeout: float) -> None:
+    def __init__(self, pool: Any, *, timeout: float, max_waiting: int) -> None:
         self.pool: Pool = as_pool(pool, timeout=timeout)
         self.sql = statements()
         self.timeout = timeout
         #: How many connections the pool has at most.
         self.size: int = getattr(self.pool, "size", 4)
         self._abandoned: set[asyncio.Future[Any]] = set()
+        self._distributed: bool | None = None
+        self._notices: Batcher[str, bool] = Batcher(
+            self._notice,
+            join=lambda one, other: one,
+            lanes=1,
+            max_batch=1,
+            max_waiting=max_waiting,
+            timeout=timeout,
+        )
+
+    async def is_distributed(self, deadline: float | None = None) -> bool:
+        """Whether the table is spread over several servers; asked for once."""
+        if self._distributed is None:
+            await self._notices.submit("layout", "", deadline)
+        return bool(self._distributed)
+
+    def look_again(self) -> None:
+        """Asks for it once more, as what it was may have changed."""
+        self._distributed = None
+
+    async def _notice(self, items: dict[str, str], seconds: float) -> dict[str, bool]:
+        [(there, has_citus)] = await self.read(LAYOUT, seconds)
+        spread = bool(has_citus and await self.read(IS_SPREAD, seconds))
+        if there:
+            self._distributed = spread
+        if spread:
+            logger.info(
+                "the sessions are spread over several servers (Citus): statements go "
+                "out one by one, up to %d side by side",
+                self.size,
+            )
+        return {}
+
+    async def read(
+        self, name: str | Statement, seconds: float | None = None, **values: Any
+    ) -> Sequence[Row]:
+        """
+        The same for what only reads: once more if the connection was lost, which the
+        pool has noticed by then.
+        """
+        try:
+            return await self.ask(name, seconds, **values)
+        except ConnectionLost:
+            return await self.ask(name, seconds, **values)
 
     async def ask(
-        self, name: str, seconds: float | None = None, **values: Any
+        self, name: str | Statement, seconds: float | None = None, **values: Any
     ) -> Sequence[Row]:
         """
         Runs a statement; again if another transaction was in its way, which is certain
         to have changed nothing.
         """
-        statement = self.sql[name]
+        statement = self.sql[name] if isinstance(name, str) else name
         limit = self.timeout if seconds is None else seconds
         until = asyncio.get_running_loop().time() + limit
         try:
@@ -56,17 +103,32 @@ class Database:
         except UnstorableText as error:
             raise SessionDataError("all of it", str(error)) from None
 
+    @asynccontextmanager
+    async def transaction(
+        self, seconds: float, *, lock: float | None = None
+    ) -> AsyncIterator[Connection]:
+        """
+        A transaction that has to begin within so many seconds, and whose statements
+        wait for a row for `lock` seconds at most, wherever it is.
+        """
+        begun = self.pool.transaction(lock_timeout=lock, timeout=seconds)
+        async with begun as connection:
+            if lock is not None and self._distributed:
+                await connection.run_script(lock_limit(lock))
+            yield connection
+
     async def on(
-        self, connection: Connection, name: str, **values: Any
+        self, connection: Connection, name: str | Statement, **values: Any
     ) -> Sequence[Row]:
         """Runs a statement inside of a transaction."""
+        statement = self.sql[name] if isinstance(name, str) else name
         try:
-            return await connection.fetch(self.sql[name], **values)
+            return await connection.fetch(statement, **values)
         except UnstorableText as error:
             raise SessionDataError("all of it", str(error)) from None
 
     async def alone(
-        self, name: str, seconds: float | None = None, **values: Any
+        self, name: str | Statement, seconds: float | None = None, **values: Any
     ) -> Sequence[Row]:
         """A statement of its own, with a limit that holds for any pool."""
         limit = self.timeout if seconds is None else seconds
@@ -108,7 +170,18 @@ class Database:
         task.add_done_callback(self._abandoned.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def foreign_row(self) -> StoreError:
+    async def own(self, rows: Sequence[Row], handle: str) -> Row:
+        """What came back, if it is the row that was asked for."""
+        await self.check_rows(rows, {handle})
+        return rows[0]
+
+    async def check_rows(self, rows: Sequence[Row], handles: Container[str]) -> None:
+        """Raises `StoreError` if a row came back that was not asked for."""
+        for row in rows:
+            if row[0] not in handles:
+                raise await self._foreign_row()
+
+    async def _foreign_row(self) -> StoreError:
         """
         A row came back that nobody asked for, as when statements of several clients are
         mixed up on one connection (prepared statements behind an old PgBouncer).

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.exceptions import StoreError
+from tornado_compas_session.stores.distributed import DISTRIBUTE, IS_SPREAD, LAYOUT
 from tornado_compas_session.stores.pools import as_pool
 from tornado_compas_session.stores.pools.queries import compile_statement, schema_dir
 
@@ -61,7 +62,7 @@ def migrations() -> list[Migration]:
     ]
 
 
-def script() -> str:
+def script(*, distributed: bool = False) -> str:
     """All migrations as one SQL script, for `psql -1` and for reading."""
     parts = [_LEDGER.strip() + ";\n"]
     for migration in migrations():
@@ -70,6 +71,8 @@ def script() -> str:
             "INSERT INTO compas_session_migration (name, checksum)\n"
             f"VALUES ('{migration.name}', '{migration.checksum}');\n"
         )
+    if distributed:
+        parts.append(f"{DISTRIBUTE.numbered};\n")
     return "\n".join(parts)
 
 
@@ -121,6 +124,29 @@ async def migrate(database: Any) -> list[str]:
                     "into a new one"
                 )
     return names
+
+
+async def distribute(database: Any) -> bool:
+    """
+    Spreads the table over the servers of a Citus, by `handle` and in 32 shards; False
+    if it is spread already. Whoever writes meanwhile waits.
+
+    `database` is a pool, on the coordinator, in whose time limit it has to happen: a
+    million sessions take a quarter of a minute. Raises `StoreError` where there is no
+    Citus.
+    """
+    async with as_pool(database).transaction() as connection:
+        await connection.run_script(_LOCK)
+        [(_, has_citus)] = await connection.fetch(LAYOUT)
+        if not has_citus:
+            raise StoreError(
+                "this database has no Citus; run `CREATE EXTENSION citus` in it, on "
+                "every server, and tell the coordinator of the others"
+            )
+        if await connection.fetch(IS_SPREAD):
+            return False
+        await connection.fetch(DISTRIBUTE)
+    return True
 
 
 async def _applied(connection: Connection) -> dict[str, str]:

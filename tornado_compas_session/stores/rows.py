@@ -10,6 +10,7 @@ from tornado_compas_session.core.jsondata import encode, join_object
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.core.types import (
     Identity,
+    NewSecret,
     Saved,
     SessionChange,
     SessionInfo,
@@ -111,6 +112,25 @@ def new(
         "signs_in": None if user_id is None else 1.0,
         "own_idle": change.own_idle,
         "own_absolute": change.own_absolute,
+        "user_agent": change.user_agent,
+        "address": change.address,
+    }
+
+
+def turned(secret: NewSecret, change: SessionChange) -> dict[str, Any]:
+    """A new secret as the parameters of `regenerate_session`, but its row."""
+    values = one(change)
+    del values["shown"]
+    identity = secret.identity
+    return {
+        **values,
+        "mine": secret.mine,
+        "new_hash": secret.new,
+        "former": secret.former,
+        "identity": identity is not None,
+        "user_id": None if identity is None else identity.user_id,
+        "keeps_sign_in": secret.signed_in is None,
+        "signs_in": 1.0 if secret.signed_in else None,
         "user_agent": change.user_agent,
         "address": change.address,
     }

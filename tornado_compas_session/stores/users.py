@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from tornado_compas_session.core.ids import is_handle
 from tornado_compas_session.core.trouble import Watch
-from tornado_compas_session.core.types import SessionInfo, SessionRecord, known_user
-from tornado_compas_session.stores.batching import Batcher
+from tornado_compas_session.core.types import SessionInfo, known_user
+from tornado_compas_session.exceptions import LockTimeout
+from tornado_compas_session.stores.batches import Loads
 from tornado_compas_session.stores.database import Database
-from tornado_compas_session.stores.rowqueue import RowQueue
+from tornado_compas_session.stores.distributed import (
+    CLAIM_CLEANUP,
+    DELETE_THEM,
+    EXPIRED,
+    SIZE,
+)
+from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rows import info_of
 
 logger = logging.getLogger("tornado_compas_session")
@@ -20,8 +28,8 @@ class PostgresUserSessions:
     """The part of `PostgresSessionStore` that is the protocol `UserSessions`."""
 
     _database: Database
-    _rows: RowQueue
-    _loads: Batcher[str, SessionRecord | None]
+    _rows: RowWriter
+    _loads: Loads
     _reads: Watch
     _writes: Watch
 
@@ -54,7 +62,7 @@ class PostgresUserSessions:
             )
             if not rows:
                 # Somebody has it locked, or it is another visitor's by now.
-                async with self._rows.turn(handle, until):
+                async with self._rows.queue.turn(handle, until):
                     left = database.left(until)
                     rows = await database.alone("revoke", left, handle=handle)
         if rows:
@@ -75,17 +83,19 @@ class PostgresUserSessions:
             )
 
         with self._writes:
-            ended = await end("revoke_user_unlocked")
-            locked = await database.alone(
+            ended = 0
+            if not await database.is_distributed(until):
+                ended = await end("revoke_user_unlocked")
+            left = await database.alone(
                 "surplus_sessions",
                 database.left(until),
                 user_id=user,
                 handle=kept,
                 others=0,
             )
-            if locked:
+            if left:
                 # One at a time of a user, whose name is no handle: it has a space.
-                async with self._rows.turn(f"user {user}", until):
+                async with self._rows.queue.turn(f"user {user}", until):
                     ended += await end("revoke_user")
         return ended
 
@@ -99,12 +109,30 @@ class PostgresUserSessions:
 
         Never touches a live one, and leaves out rows that another cleaner works on.
         """
+        if await self._database.is_distributed():
+            return await self._delete_spread(limit)
         rows = await self._database.alone("delete_expired", limit=limit)
         return int(rows[0][0])
 
+    async def _delete_spread(self, limit: int) -> int:
+        database = self._database
+        seconds = database.timeout
+        with suppress(LockTimeout):  # one of them is in use: next time
+            async with database.transaction(seconds, lock=seconds / 2) as connection:
+                [(granted,)] = await database.on(connection, CLAIM_CLEANUP)
+                if granted:
+                    rows = await database.on(connection, EXPIRED, limit=limit)
+                    handles = [row[0] for row in rows]
+                    return len(
+                        await database.on(connection, DELETE_THEM, handles=handles)
+                    )
+        return 0
+
     async def stats(self) -> dict[str, Any]:
         """Counts: live, expired, anonymous, users, the age of the oldest, bytes."""
-        row = (await self._database.alone("stats"))[0]
+        row = [*(await self._database.alone("stats"))[0]]
+        if await self._database.is_distributed():
+            row[6] = (await self._database.alone(SIZE))[0][0]
         names = ("live", "expired", "anonymous", "users")
         return {
             **dict(zip(names, (int(n) for n in row[:4]), strict=True)),

@@ -118,6 +118,11 @@ def parser() -> Parser:
 
     made = on_database("migrate", commands.migrate, "create or update the tables")
     flag(made, "--print", switch="print the SQL instead; needs no database")
+    flag(
+        made,
+        "--distributed",
+        switch="spread the sessions over the servers of a Citus, in 32 shards",
+    )
 
     command("keygen", commands.keygen, "make a key for APP_KEYS")
 

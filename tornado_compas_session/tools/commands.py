@@ -33,12 +33,16 @@ Arguments: TypeAlias = argparse.Namespace
 async def migrate(arguments: Arguments) -> None:
     """Applies what is pending, and names it."""
     if arguments.print:
-        print(migrations.script(), end="")
+        print(migrations.script(distributed=arguments.distributed), end="")
         return
-    for name in (names := await migrations.migrate(_database_url(arguments))):
-        print(name)
-    total = len(migrations.migrations())
-    say(f"{len(names)} of {total} migrations applied; the schema is up to date")
+    async with _pool(arguments) as pool:
+        for name in (names := await migrations.migrate(pool)):
+            print(name)
+        total = len(migrations.migrations())
+        say(f"{len(names)} of {total} migrations applied; the schema is up to date")
+        if arguments.distributed:
+            done = await migrations.distribute(pool)
+            say("the table is distributed by handle" + ("" if done else " already"))
 
 
 async def keygen(arguments: Arguments) -> None:

@@ -40,6 +40,9 @@ _OWN_WORDS = re.compile(r"0A|08|25|26|28|34|3D|3F|40|42(?!601)|53|54|55|57|58|XX
 _RAISE = "exec_stmt_raise"
 #: And the one that says that a prepared statement is out of date.
 _REVALIDATE = "RevalidateCachedQuery"
+#: Those of Citus that tell what another server said, and that it cannot be reached: the
+#: connection to this one is as good as before.
+_RELAYED = {"ReportResultError", "ReportConnectionError"}
 
 
 def error_of(
@@ -59,8 +62,10 @@ def error_of(
         )
     if sqlstate is None:
         return ConnectionLost(f"the connection to the database broke: {name}")
-    quotable = _OWN_WORDS.match(sqlstate) and function != _RAISE
-    said = f"{(quotable and message) or name} ({sqlstate})"
+    # What another server said may be the words of a trigger there.
+    hidden = function in (_RAISE, "ReportResultError")
+    quotable = _OWN_WORDS.match(sqlstate) and not hidden
+    said = f"{((quotable and message) or name).splitlines()[0]} ({sqlstate})"
     if sqlstate in _SCHEMA:
         return SchemaMissing()
     if sqlstate in _UNSTORABLE:
@@ -76,6 +81,8 @@ def error_of(
     if sqlstate == "0A000" and function == _REVALIDATE:
         return ConnectionLost(f"a prepared statement is out of date: {said}")
     if sqlstate[:2] == "08" or sqlstate in _LOST:
+        if function in _RELAYED:
+            return StoreUnavailable(f"a server of the database is away: {said}")
         return ConnectionLost(f"the database ended the connection: {said}")
     if sqlstate[:2] == "28" or sqlstate in _UNAVAILABLE:
         return StoreUnavailable(f"the database said: {said}")

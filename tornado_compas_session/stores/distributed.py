@@ -1,0 +1,53 @@
+"""
+What is different where Citus spreads the table over several servers, by the handle.
+
+There a statement for one row goes to one server, and one for many is refused, or asks
+them all. So what serves a request is sent one by one, side by side; the statements for
+a user, a clock or a person ask every server.
+"""
+
+from __future__ import annotations
+
+from tornado_compas_session.stores.pools.queries import compile_statement
+
+LAYOUT = compile_statement(
+    "layout",
+    "SELECT to_regclass('compas_session') IS NOT NULL,"
+    " to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL",
+)
+IS_SPREAD = compile_statement(
+    "is_spread",
+    "SELECT 1 FROM pg_dist_partition"
+    " WHERE logicalrelid = to_regclass('compas_session') AND partkey IS NOT NULL",
+)
+DISTRIBUTE = compile_statement(
+    "distribute",
+    "SELECT create_distributed_table('compas_session', 'handle',"
+    " shard_count => 32, colocate_with => 'none')",
+)
+SIZE = compile_statement("size", "SELECT citus_total_relation_size('compas_session')")
+
+# `delete_expired` in three, because no statement may lock rows of several servers.
+CLAIM_CLEANUP = compile_statement(
+    "claim_cleanup", "SELECT pg_try_advisory_xact_lock(7290217303148222)"
+)
+EXPIRED = compile_statement(
+    "expired",
+    "SELECT s.handle FROM compas_session s"
+    " WHERE s.reap_after <= (now() AT TIME ZONE 'UTC')::date AND s.expires_at <= now()"
+    " ORDER BY s.reap_after LIMIT :limit::integer",
+)
+DELETE_THEM = compile_statement(
+    "delete_them",
+    "DELETE FROM compas_session s"
+    " WHERE s.handle = ANY (:handles::text[]) AND s.expires_at <= now()"
+    " RETURNING s.handle",
+)
+
+
+def lock_limit(seconds: float) -> str:
+    """The script that bounds, in a transaction, the waits for a row on every server."""
+    return (
+        "SET LOCAL citus.propagate_set_commands = 'local'; "
+        f"SET LOCAL lock_timeout = '{max(1, int(seconds * 1000))}ms'"
+    )
