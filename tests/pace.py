@@ -62,11 +62,14 @@ def pytest_collection_modifyitems(
     """Left out and not skipped: nothing is wrong with this machine."""
     long = bool(config.getoption("--long"))
     slow = long or bool(config.getoption("--slow")) or _asked_for(config)
+    cluster = bool(config.getoption("--citus", None))
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         wanted = (long or not item.get_closest_marker("long")) and (
-            slow or not item.get_closest_marker("slow")
+            slow
+            or not item.get_closest_marker("slow")
+            or (cluster and item.path.parent.name == "citus")  # asked for as well
         )
         (kept if wanted else left_out).append(item)
     items[:] = kept

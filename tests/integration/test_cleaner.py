@@ -117,6 +117,7 @@ async def test_session_locks_are_not_used(database: str) -> None:
         with psycopg.connect(database) as connection:
             [row] = connection.execute(
                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+                " AND classid::bigint << 32 | objid::bigint = 7290217303148222"
             ).fetchall()
 
     assert 0 == row[0]

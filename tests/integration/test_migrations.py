@@ -40,7 +40,8 @@ def columns(dsn: str) -> list[tuple[object, ...]]:
         return connection.execute(
             "SELECT column_name, data_type, is_nullable, column_default"
             "  FROM information_schema.columns"
-            " WHERE table_name = 'compas_session' ORDER BY ordinal_position"
+            " WHERE table_schema = current_schema() AND table_name = 'compas_session'"
+            " ORDER BY ordinal_position"
         ).fetchall()
 
 
@@ -49,7 +50,7 @@ def indexes(dsn: str) -> dict[str, str]:
         return dict(
             connection.execute(
                 "SELECT indexname, indexdef FROM pg_indexes"
-                " WHERE tablename = 'compas_session'"
+                " WHERE schemaname = current_schema() AND tablename = 'compas_session'"
             ).fetchall()
         )
 

@@ -40,11 +40,11 @@ class Database:
         self.size: int = getattr(self.pool, "size", 4)
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._distributed: bool | None = None
-        self._notices: Batcher[str, bool] = Batcher(
+        self._notices: Batcher[str, None] = Batcher(
             self._notice,
             join=lambda one, other: one,
             lanes=1,
-            max_batch=1,
+            max_batch=2,  # there is but one: all who wait share it
             max_waiting=max_waiting,
             timeout=timeout,
         )
@@ -59,7 +59,9 @@ class Database:
         """Asks for it once more, as what it was may have changed."""
         self._distributed = None
 
-    async def _notice(self, items: dict[str, str], seconds: float) -> dict[str, bool]:
+    async def _notice(self, items: dict[str, str], seconds: float) -> dict[str, None]:
+        if self._distributed is not None:  # while this one waited
+            return {}
         [(there, has_citus)] = await self.read(LAYOUT, seconds)
         spread = bool(has_citus and await self.read(IS_SPREAD, seconds))
         if there:

@@ -13,6 +13,7 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
+from tornado_compas_session.stores.distributed import LAYOUT
 from tornado_compas_session.stores.migrations import pending
 from tornado_compas_session.stores.pools.queries import compile_statement
 from tornado_compas_session.tools.findings import Finding, advice, good, problem
@@ -51,6 +52,14 @@ _INDEXED = compile_statement(
     "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a"
     " ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
     " WHERE i.indrelid = to_regclass('compas_session') AND i.indisvalid",
+)
+_SPREAD = compile_statement(
+    "spread",
+    "SELECT (SELECT count(*) FROM pg_dist_node WHERE isactive AND shouldhaveshards),"
+    " (SELECT column_to_column_name(logicalrelid, partkey)::text FROM pg_dist_partition"
+    "   WHERE logicalrelid = to_regclass('compas_session')),"
+    " (SELECT count(*) FROM pg_dist_shard"
+    "   WHERE logicalrelid = to_regclass('compas_session'))",
 )
 _BACKEND = compile_statement("backend", "SELECT pg_backend_pid()")
 
@@ -228,7 +237,33 @@ async def _schema(pool: Pool) -> list[Finding]:
     findings += await _pending(pool)
     if not findings:
         findings.append(good("schema", "table, columns, indexes and rights are there"))
+    if (await pool.fetch(LAYOUT))[0][1]:
+        findings.append(_spread(*(await pool.fetch(_SPREAD))[0]))
     return findings
+
+
+def _spread(servers: int, column: str | None, shards: int) -> Finding:
+    if column is None:
+        return advice(
+            "citus",
+            f"there is a Citus with shards on {servers} servers, and the table "
+            "compas_session is on this server alone",
+            "it is as fast, and as large, as this server",
+            "when that is not enough: `tornado-compas-session migrate --distributed`",
+        )
+    if column != "handle":
+        return problem(
+            "distributed-by",
+            f"the table compas_session is distributed by {column}",
+            "what asks for a session by its handle asks every server, or is refused",
+            "SELECT undistribute_table('compas_session'), and then "
+            "`tornado-compas-session migrate --distributed`",
+        )
+    return good(
+        "distributed",
+        f"{shards} shards over {servers} servers, by handle (Citus); "
+        "citus.propagate_set_commands is set where it is needed",
+    )
 
 
 async def _pending(pool: Pool) -> list[Finding]:
