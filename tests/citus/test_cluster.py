@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -137,6 +138,66 @@ async def test_a_store_goes_on_where_the_table_is_moved(empty_database: str) -> 
         connection.execute("SELECT undistribute_table('compas_session')")
     await used(4)
     await store.close()
+
+
+# -- two entry points ------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def two_stores(
+    driver: str, dsn: str, databases: Schemas
+) -> AsyncIterator[tuple[PostgresSessionStore, PostgresSessionStore]]:
+    """One asks the coordinator and one a worker."""
+    one = await make_store(driver, dsn, size=8, timeout=10)
+    two = await make_store(driver, databases.by_worker(dsn), size=8, timeout=10)
+    yield one, two
+    await one.close()
+    await two.close()
+
+
+@drivers
+@pytest.mark.parametrize("way", ["increment", "lock"])
+async def test_no_count_is_lost(
+    driver: str, way: str, database: str, databases: Schemas, long: bool
+) -> None:
+    """16 clients count in one session, and no two get the same number."""
+    total = 2000 if long else 100
+    async with two_stores(driver, database, databases) as stores:
+        handle = await created(stores[0])
+        left, answers = iter(range(total)), []
+
+        async def count(store: PostgresSessionStore) -> None:
+            for _ in left:
+                if way == "increment":
+                    done = await store.increment(handle, 0, "n", "1", change())
+                    assert done is not None
+                    answers.append(int(done.text))
+                    continue
+                async with store.lock(handle, 0, 30) as locked:
+                    assert locked is not None
+                    answers.append(json.loads(locked.record.data)["n"] + 1)
+                    await locked.save(change({"n": answers[-1]}))
+
+        await asyncio.gather(*(count(stores[n % 2]) for n in range(16)))
+        assert list(range(1, total + 1)) == sorted(answers)
+
+
+@drivers
+async def test_what_was_ended_does_not_come_back(
+    driver: str, database: str, databases: Schemas, long: bool
+) -> None:
+    """Whatever is written at the same moment, and wherever."""
+    async with two_stores(driver, database, databases) as (one, two):
+        for number in range(500 if long else 20):
+            handle = await created(one)
+            new = change({"n": 1})
+            saves: list[Awaitable[Any]] = [
+                store.save(handle, 0, new) for store in (one, two)
+            ]
+            saves.insert(number % 3, two.delete(handle, 0))
+            done = await asyncio.gather(*saves)
+            assert done[number % 3]
+            assert [None, None] == [await one.load(handle), await two.load(handle)]
 
 
 # -- the doctor ------------------------------------------------------------------------

@@ -34,7 +34,7 @@ PASS_TIME = "UPDATE compas_session SET " + ", ".join(
 
 
 def partition(dsn: str) -> None:
-    """Replaces the table by one that is spread over four partitions by the handle."""
+    """Replaces the table by one that is spread over 16 partitions by the handle."""
     path = schema_dir() / "migrations" / "0001_create_sessions.sql"
     sql = path.read_text("utf-8")
     sql, found = re.subn(
@@ -45,8 +45,8 @@ def partition(dsn: str) -> None:
     assert 1 == found
     parts = "".join(
         f"CREATE TABLE compas_session_{n} PARTITION OF compas_session FOR VALUES "
-        f"WITH (MODULUS 4, REMAINDER {n}) WITH (fillfactor = 80);\n"
-        for n in range(4)
+        f"WITH (MODULUS 16, REMAINDER {n}) WITH (fillfactor = 80);\n"
+        for n in range(16)
     )
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE compas_session")

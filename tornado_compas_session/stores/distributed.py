@@ -8,7 +8,16 @@ a user, a clock or a person ask every server.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tornado_compas_session.core.protocols import Row
+from tornado_compas_session.exceptions import LockTimeout
 from tornado_compas_session.stores.pools.queries import compile_statement
+
+if TYPE_CHECKING:
+    from tornado_compas_session.stores.database import Database
 
 LAYOUT = compile_statement(
     "layout",
@@ -51,3 +60,29 @@ def lock_limit(seconds: float) -> str:
         "SET LOCAL citus.propagate_set_commands = 'local'; "
         f"SET LOCAL lock_timeout = '{max(1, int(seconds * 1000))}ms'"
     )
+
+
+async def delete_expired(database: Database, limit: int) -> int:
+    """
+    In place of the statement of that name. Nothing where another cleaner is at work,
+    or where one of the rows stays in use.
+    """
+    seconds = database.timeout
+    with suppress(LockTimeout):
+        async with database.transaction(seconds, lock=seconds / 2) as connection:
+            [(granted,)] = await database.on(connection, CLAIM_CLEANUP)
+            if granted:
+                rows = await database.on(connection, EXPIRED, limit=limit)
+                handles = [row[0] for row in rows]
+                return len(await database.on(connection, DELETE_THEM, handles=handles))
+    return 0
+
+
+async def top_users(database: Database, limit: int) -> Sequence[Row]:
+    """
+    In place of the statement of that name, without a hash table: users arrive in the
+    order of their hashes, which fills it in the worst way (a million: minutes).
+    """
+    async with database.transaction(database.timeout) as connection:
+        await connection.run_script("SET LOCAL enable_hashagg = off")
+        return await database.on(connection, "top_users", limit=limit)

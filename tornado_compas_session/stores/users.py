@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import Any
 
 from tornado_compas_session.core.ids import is_handle
 from tornado_compas_session.core.trouble import Watch
 from tornado_compas_session.core.types import SessionInfo, known_user
-from tornado_compas_session.exceptions import LockTimeout
+from tornado_compas_session.stores import distributed
 from tornado_compas_session.stores.batches import Loads
 from tornado_compas_session.stores.database import Database
-from tornado_compas_session.stores.distributed import (
-    CLAIM_CLEANUP,
-    DELETE_THEM,
-    EXPIRED,
-    SIZE,
-)
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rows import info_of
 
@@ -110,29 +103,15 @@ class PostgresUserSessions:
         Never touches a live one, and leaves out rows that another cleaner works on.
         """
         if await self._database.is_distributed():
-            return await self._delete_spread(limit)
+            return await distributed.delete_expired(self._database, limit)
         rows = await self._database.alone("delete_expired", limit=limit)
         return int(rows[0][0])
-
-    async def _delete_spread(self, limit: int) -> int:
-        database = self._database
-        seconds = database.timeout
-        with suppress(LockTimeout):  # one of them is in use: next time
-            async with database.transaction(seconds, lock=seconds / 2) as connection:
-                [(granted,)] = await database.on(connection, CLAIM_CLEANUP)
-                if granted:
-                    rows = await database.on(connection, EXPIRED, limit=limit)
-                    handles = [row[0] for row in rows]
-                    return len(
-                        await database.on(connection, DELETE_THEM, handles=handles)
-                    )
-        return 0
 
     async def stats(self) -> dict[str, Any]:
         """Counts: live, expired, anonymous, users, the age of the oldest, bytes."""
         row = [*(await self._database.alone("stats"))[0]]
         if await self._database.is_distributed():
-            row[6] = (await self._database.alone(SIZE))[0][0]
+            row[6] = (await self._database.alone(distributed.SIZE))[0][0]
         names = ("live", "expired", "anonymous", "users")
         return {
             **dict(zip(names, (int(n) for n in row[:4]), strict=True)),
@@ -142,7 +121,10 @@ class PostgresUserSessions:
 
     async def top_users(self, *, limit: int = 5) -> list[tuple[str, int]]:
         """The users with the most live sessions."""
-        rows = await self._database.alone("top_users", limit=limit)
+        if await self._database.is_distributed():
+            rows = await distributed.top_users(self._database, limit)
+        else:
+            rows = await self._database.alone("top_users", limit=limit)
         return [(row[0], int(row[1])) for row in rows]
 
     async def check(self) -> None:
