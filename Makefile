@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # make test ARGS="-n0 --pdb".
 TOGETHER := -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help run test check all floor lint format types bench mutants docs audit lock clean
+.PHONY: help run shop test check all floor lint format types bench mutants docs audit lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ help: ## Show this list
 # `exec`, so that Ctrl-C and SIGTERM reach the program itself.
 run: $(INSTALLED) ## Serve the example; flags: make run ARGS="--port 9000"
 	@exec $(BIN)/python example_app.py $(ARGS)
+
+shop: $(INSTALLED) ## Serve the shop, the larger example: sign-in, cart, chat, devices
+	@exec $(BIN)/python -m examples.shop $(ARGS)
 
 test: $(INSTALLED) ## Run the quick tests; some of them: make test ARGS="-k cookie"
 	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)

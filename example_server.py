@@ -191,25 +191,29 @@ async def serve(
     dsn: str,
     driver: str,
 ) -> None:
-    """One process: serves until it is told to stop, then finishes its requests."""
+    """One process, with a store of its own."""
+    store = await open_store(dsn, driver)
+    await serve_until_stopped(make_app(store, **options), sockets)
+    await store.close()
+
+
+async def serve_until_stopped(
+    app: Application, sockets: list[socket.socket], *, max_body_size: int = 2**20
+) -> None:
+    """Serves until it is told to stop, then finishes the requests under way."""
     stopping = asyncio.Event()
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    # Tornado's own limits are an hour and 100 MB; and nothing here takes uploads.
+    # Tornado's own limits are an hour and 100 MB; and nothing here takes such forms.
     httputil.set_parse_body_config(
         httputil.ParseBodyConfig(multipart=httputil.ParseMultipartConfig(enabled=False))
     )
-    store = await open_store(dsn, driver)
     server = DrainingServer(
-        make_app(store, **options),
-        idle_connection_timeout=30,
-        body_timeout=30,
-        max_body_size=2**20,
+        app, idle_connection_timeout=30, body_timeout=30, max_body_size=max_body_size
     )
     server.add_sockets(sockets)
     await stopping.wait()
     await server.drain(PATIENCE)
-    await store.close()
 
 
 class DrainingServer(HTTPServer):
