@@ -20,6 +20,10 @@ HEADERS = {
     "Server": None,
     "X-Content-Type-Options": "nosniff",
 }
+XSRF: dict[str, Any] = {
+    "xsrf_cookies": True,
+    "xsrf_cookie_kwargs": {"samesite": "Lax", "httponly": True, "expires_days": 6},
+}
 ROUTES: list[Any] = [
     ("/", cart.Posters),
     (r"/add/(\w+)", cart.Add),
@@ -61,8 +65,7 @@ def make_app(store: PostgresSessionStore, db: Any, **options: Any) -> Applicatio
         template_path=str(HERE / "templates"),
         static_path=str(HERE / "static"),
         websocket_max_message_size=4096,
-        xsrf_cookies=True,
-        xsrf_cookie_kwargs={"samesite": "Lax", "httponly": True, "expires_days": 6},
+        **XSRF,
     )
     app.settings.update(store=store, db=db)
     return app

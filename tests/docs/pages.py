@@ -38,6 +38,11 @@ class Block:
     hidden: bool = False
 
     @property
+    def quoted(self) -> bool:
+        """Whether it is a passage of a file of ours."""
+        return self.file is not None and "/" in self.file
+
+    @property
     def place(self) -> str:
         """Where it is, for people."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -94,6 +95,18 @@ def test_blocks_say_what_they_are(page: Path):
             json.loads(block.text)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_what_is_quoted_is_there(page: Path):
+    """A block with the name of one of our files is a passage of it, word by word."""
+    for block in blocks(page):
+        if block.quoted:
+            assert block.file is not None
+            source = (ROOT / block.file).read_text(encoding="utf-8")
+            forms = [textwrap.indent(block.text, " " * n) for n in (0, 4, 8)]
+            found = any(f"\n{form}" in f"\n{source}" for form in forms)
+            assert found, f"{block.place}: not so in {block.file}"
+
+
 @pytest.mark.parametrize("page", RUN_ELSEWHERE)
 def test_transcripts_that_run_elsewhere_do(page: str):
     """The other tests read them from the page."""
@@ -130,6 +143,8 @@ def test_transcripts_of_a_page_are_true(page: Path, database: str, folder: Path)
 
     with Terminal(folder, database) as terminal:
         for block in found:
+            if block.quoted:
+                continue
             if block.file is not None:
                 terminal.write(block)
             elif block.language == "console":
