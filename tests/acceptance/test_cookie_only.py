@@ -23,6 +23,10 @@ class Page(SessionMixin, RequestHandler):
         elif verb == "save":
             self.session["text"] = "saved"
             await self.session.save()
+        elif verb == "stream":
+            self.session["text"] = "xyz"
+            self.write(" ")
+            await self.flush()
         elif verb == "regenerate":
             self.session.regenerate()
         elif verb == "clear":
@@ -116,6 +120,17 @@ async def test_saving_and_regenerating(browser):
     assert 5 == await size_of(browser)
     await browser.get("/clear")
     assert 0 == await size_of(browser)
+
+
+async def test_what_is_changed_before_the_first_flush_leaves_with_it(browser):
+    """A session that lives already as well as a new one."""
+    for _ in "new", "live":
+        response = await browser.get("/stream")
+
+        assert (200, {"size": 3}) == (response.code, json.loads(response.body))
+        assert set_cookies(response)
+        assert 3 == await size_of(browser)
+        await browser.get("/write")
 
 
 @pytest.mark.parametrize("options", [{}, {"renew": 0}, {"renew": 0, "max_age": 60}])

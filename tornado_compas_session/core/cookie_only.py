@@ -129,7 +129,10 @@ class _CookiePlanner(Planner):
         step = super().next(session, automatic=automatic)
         if step is None or step.verb == "delete":
             return step
-        return step if step.difference or step.change.own or step.signed_in else None
+        if not (step.difference or step.change.own or step.signed_in):
+            return None
+        # Data too is a cookie here, which leaves with the headers.
+        return step._replace(verb="create")
 
 
 class _CookieCommitter(Committer):

@@ -19,7 +19,12 @@ from tornado.web import RequestHandler
 
 from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.exceptions import SessionError, SessionGone, StoreError
+from tornado_compas_session.exceptions import (
+    SessionError,
+    SessionGone,
+    SessionNotLoaded,
+    StoreError,
+)
 from tornado_compas_session.web.held import HeldConnection
 
 logger = logging.getLogger("tornado_compas_session")
@@ -41,6 +46,16 @@ class FailedResponseMixin(RequestHandler):
     _session_muted = False
 
     # ── Tornado's hooks ──────────────────────────────────────────────────────────
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except SessionNotLoaded as error:
+            if not hasattr(self, "_reason"):  # so it was not initialize() that raised
+                raise
+            # Tornado would close the connection without an answer.
+            self._session_error = error
+            self.prepare = self._session_refuse  # type: ignore[method-assign]
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """
@@ -88,6 +103,10 @@ class FailedResponseMixin(RequestHandler):
             )
         else:
             super().log_exception(typ, value, tb)
+
+    async def _session_refuse(self) -> None:
+        assert self._session_error is not None
+        raise self._session_error
 
     # ── who watches ──────────────────────────────────────────────────────────────
 
