@@ -65,7 +65,7 @@ def error_of(
     # What another server said may be the words of a trigger there.
     hidden = function in (_RAISE, "ReportResultError")
     quotable = _OWN_WORDS.match(sqlstate) and not hidden
-    said = f"{((quotable and message) or name).splitlines()[0]} ({sqlstate})"
+    said = f"{(quotable and message) or name} ({sqlstate})"
     if sqlstate in _SCHEMA:
         return SchemaMissing()
     if sqlstate in _UNSTORABLE:
@@ -82,7 +82,9 @@ def error_of(
         return ConnectionLost(f"a prepared statement is out of date: {said}")
     if sqlstate[:2] == "08" or sqlstate in _LOST:
         if function in _RELAYED:
-            return StoreUnavailable(f"a server of the database is away: {said}")
+            # Without why, which changes as it goes down and comes up again.
+            where = said.partition(" failed with")[0]
+            return StoreUnavailable(f"a server of the database is away: {where}")
         return ConnectionLost(f"the database ended the connection: {said}")
     if sqlstate[:2] == "28" or sqlstate in _UNAVAILABLE:
         return StoreUnavailable(f"the database said: {said}")
