@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
+import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
@@ -22,9 +24,35 @@ from benchmarks import load, plot
 from benchmarks.server import VARIANTS
 from benchmarks.world import SESSIONS, WebProcess, World, newest_postgres
 
-HAND, OURS = "hand-asyncpg", "compas-asyncpg"
-#: Of 100 requests so many are POSTs, which count up; None: visitors without a cookie.
-LOADS: dict[str, int | None] = {"read": 0, "count": 100, "anonymous": None, "mixed": 10}
+HAND, BOTH, CAREFUL = "hand-asyncpg", "both-asyncpg", "careful-asyncpg"
+OURS = "compas-asyncpg"
+SHOWN = ("bare", HAND, BOTH, CAREFUL, OURS)
+
+
+class Ask(NamedTuple):
+    """What is asked for: of 100 requests so many are POSTs."""
+
+    posts: int
+    path: str = "/"
+    #: The variants that answer it, but for ours; the others have it as another load.
+    by: tuple[str, ...] = ()
+    cookies: bool = True
+    #: Seconds since each visitor was last there; None: a moment.
+    away: float | None = None
+
+
+EVERYBODY = tuple(variant for variant in VARIANTS if not variant.startswith("compas"))
+LOADS = {
+    "read": Ask(0, by=EVERYBODY),
+    "due": Ask(0, by=(CAREFUL,), away=60),
+    "count": Ask(100, by=EVERYBODY),
+    "increment": Ask(100, "/increment"),
+    "lock": Ask(100, "/lock", by=(BOTH,)),
+    "anonymous": Ask(0, by=("bare",), cookies=False),
+    "mixed": Ask(10, by=EVERYBODY),
+}
+#: Where a variant that is not measured by a load has the same.
+SAME = {"due": "read", "increment": "count", "lock": "count"}
 
 
 class Sample(NamedTuple):
@@ -32,6 +60,7 @@ class Sample(NamedTuple):
 
     rate: float
     cpu: float
+    postgres: float
     p50: float
     p99: float
     statements: float
@@ -50,14 +79,18 @@ Samples = dict[Key, list[Sample]]
 def measure(
     world: World, server: WebProcess, what: str, connections: int, seconds: float
 ) -> Sample:
-    posts = LOADS[what]
-    cookies = world.no_cookies if posts is None else world.cookies
+    ask = LOADS[what]
+    cookies = world.cookies if ask.cookies else world.no_cookies
+    first = random.randrange(world.sessions)
     before = world.counters(server)
-    seen = load.run(server.port, connections, seconds, cookies, posts or 0)
+    seen = load.run(
+        server.port, connections, seconds, cookies, ask.posts, ask.path, first
+    )
     after = world.counters(server)
     return Sample(
         seen.rate,
         (after.cpu - before.cpu) / seen.requests * 1e6,
+        (after.backends - before.backends) / seen.requests * 1e6,
         seen.p50 * 1e6,
         seen.p99 * 1e6,
         (after.statements - before.statements) / seen.requests,
@@ -69,11 +102,10 @@ def turns(options: argparse.Namespace, number: int) -> Iterator[Key]:
     """All that one round measures; the order of the variants changes with it."""
     variants = options.variants
     shift = number % len(variants)
-    for what in options.loads:
-        for connections in options.connections:
+    for connections in options.connections:
+        for what in options.loads:
             for variant in variants[shift:] + variants[:shift]:
-                # Without a cookie all drivers are the same, and by hand is as bare.
-                if what != "anonymous" or variant in ("bare", OURS):
+                if variant in LOADS[what].by or variant.startswith("compas"):
                     yield Key(what, connections, variant)
 
 
@@ -82,10 +114,15 @@ def run(world: World, options: argparse.Namespace) -> Samples:
     for number in range(options.rounds + 1):
         for key in turns(options, number):
             server = world.servers[key.variant]
+            away = LOADS[key.load].away
+            if away is not None:
+                world.used(away)
             seconds = options.seconds if number else 1
             sample = measure(world, server, key.load, key.connections, seconds)
             if number:  # the first round warms up
                 samples[key].append(sample)
+            if away is not None:
+                world.used()
         print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
     return samples
 
@@ -101,144 +138,242 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle:{form}} [{low:{form}}–{high:{form}}]"
 
 
-def pairs(
-    samples: Samples, key: Key, figure: Callable[[Sample, Sample, Sample], float]
-) -> list[float]:
-    """A figure of each round, from the samples of ours, the bare and the hand's."""
-    bare = samples.get(key._replace(variant="bare"), [])
-    hand = samples.get(key._replace(variant=HAND), bare)
-    return [figure(*three) for three in zip(samples[key], bare, hand, strict=False)]
+class Column:
+    """A figure of one variant under one load, of each round."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = values
+
+    def __sub__(self, other: Column) -> Column:
+        pairs = zip(self.values, other.values, strict=True)
+        return Column([one - two for one, two in pairs])
+
+    def __truediv__(self, other: Column) -> Column:
+        pairs = zip(self.values, other.values, strict=True)
+        return Column([one / max(two, 1e-9) for one, two in pairs])
+
+
+class Figures:
+    """The samples, by name. Raises `KeyError` for what was not measured."""
+
+    def __init__(self, samples: Samples, connections: int) -> None:
+        self._samples, self._connections = samples, connections
+
+    def __call__(self, what: str, variant: str, figure: str) -> Column:
+        found = self._samples.get(Key(what, self._connections, variant))
+        if found is None:
+            same = Key(SAME[what], self._connections, variant)
+            found = self._samples.get(same, [])
+        if not found:
+            raise KeyError(what)
+        return Column([getattr(sample, figure) for sample in found])
+
+    def added(self, what: str, variant: str) -> Column:
+        """The CPU of the web process beyond that of the bare handler."""
+        return self(what, variant, "cpu") - self(what, "bare", "cpu")
+
+
+def targets(samples: Samples, connections: Sequence[int]) -> Iterator[str]:
+    """The figures that the library is held to."""
+    yield "| figure | wanted | measured |"
+    yield "|---|---|---|"
+    for many in connections:
+        of = Figures(samples, many)
+        rows = {
+            "read: CPU added, of one SELECT by hand": (
+                {16: "at most 0.35", 64: "at most 0.2"},
+                lambda of: of.added("read", OURS) / of.added("read", HAND),
+            ),
+            "read: CPU added, of the careful variant": (
+                {},
+                lambda of: of.added("read", OURS) / of.added("read", CAREFUL),
+            ),
+            "read: CPU of PostgreSQL, of one SELECT by hand": (
+                {1: "at most 1.3"},
+                lambda of: of("read", OURS, "postgres") / of("read", HAND, "postgres"),
+            ),
+            "read after more than `renew`: CPU added, of one SELECT by hand, which "
+            "never renews": (
+                {16: "at most 0.6"},
+                lambda of: of.added("due", OURS) / of.added("due", HAND),
+            ),
+            "the same, of the careful variant, which does": (
+                {},
+                lambda of: of.added("due", OURS) / of.added("due", CAREFUL),
+            ),
+            "count: CPU added, of one UPDATE by hand": (
+                {16: "at most 0.6"},
+                lambda of: of.added("count", OURS) / of.added("count", HAND),
+            ),
+            "count: CPU added, of SELECT and UPDATE by hand": (
+                {},
+                lambda of: of.added("count", OURS) / of.added("count", BOTH),
+            ),
+            "count: CPU added, of the careful variant": (
+                {},
+                lambda of: of.added("count", OURS) / of.added("count", CAREFUL),
+            ),
+            "count: CPU of PostgreSQL, of SELECT and UPDATE by hand": (
+                {1: "at most 1.5"},
+                lambda of: (
+                    of("count", OURS, "postgres") / of("count", BOTH, "postgres")
+                ),
+            ),
+            "`increment()`: CPU added, of a plain count of ours": (
+                {16: "at most 1.15"},
+                lambda of: of.added("increment", OURS) / of.added("count", OURS),
+            ),
+            "`lock()`: CPU added, of a plain count of ours": (
+                {16: "at most 2.5"},
+                lambda of: of.added("lock", OURS) / of.added("count", OURS),
+            ),
+            "the same, of a SELECT FOR UPDATE and UPDATE by hand": (
+                {},
+                lambda of: of.added("lock", OURS) / of.added("lock", BOTH),
+            ),
+            "anonymous: throughput of bare": (
+                {16: "at least 0.95"},
+                lambda of: (
+                    of("anonymous", OURS, "rate") / of("anonymous", "bare", "rate")
+                ),
+            ),
+            "read: p50, of by hand": (
+                {},
+                lambda of: of("read", OURS, "p50") / of("read", HAND, "p50"),
+            ),
+            "read: p99, of by hand": (
+                {},
+                lambda of: of("read", OURS, "p99") / of("read", HAND, "p99"),
+            ),
+        }
+        for name, (wanted, figure) in rows.items():
+            try:
+                values = figure(of).values
+            except KeyError:
+                continue
+            yield (
+                f"| {many} connection{'s' * (many > 1)}, {name} "
+                f"| {wanted.get(many, '')} | {spread(values)} |"
+            )
 
 
 def table(samples: Samples) -> Iterator[str]:
-    """The whole of it, in Markdown; medians, and quartiles of the ratios."""
+    """The whole of it, in Markdown; medians, and quartiles of what is added."""
     yield (
-        "| load | connections | variant | requests/s | of bare | CPU µs | added µs "
-        "| added, of by hand | p50 ms | p99 ms | statements | WAL bytes |"
+        "| load | connections | variant | requests/s | CPU µs | added µs | PostgreSQL "
+        "µs | p50 ms | p99 ms | statements | WAL bytes |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     order = {variant: place for place, variant in enumerate(VARIANTS)}
     for key in sorted(samples, key=lambda key: (*key[:2], order[key.variant])):
-        middle = Sample(*(median(column) for column in zip(*samples[key], strict=True)))
-        bare = key.variant == "bare"
-        of_bare = spread(pairs(samples, key, lambda own, bare, _: own.rate / bare.rate))
-        added = spread(
-            pairs(samples, key, lambda own, bare, _: own.cpu - bare.cpu), ".0f"
-        )
-        by_hand = (
-            spread(pairs(samples, key, _added_of_hand))
-            if key._replace(variant=HAND) in samples and not bare
-            else ""
-        )
+        own = samples[key]
+        middle = Sample(*(median(column) for column in zip(*own, strict=True)))
+        added = ""
+        if key.variant != "bare":
+            of = Figures(samples, key.connections)
+            added = spread(of.added(key.load, key.variant).values, ".0f")
+        backends = spread([sample.postgres for sample in own], ".0f")
         yield (
             f"| {key.load} | {key.connections} | {key.variant} | {middle.rate:,.0f} "
-            f"| {'' if bare else of_bare} | {middle.cpu:.0f} | {'' if bare else added} "
-            f"| {by_hand} | {middle.p50 / 1e3:.2f} | {middle.p99 / 1e3:.2f} "
+            f"| {middle.cpu:.0f} | {added} | {backends} "
+            f"| {middle.p50 / 1e3:.2f} | {middle.p99 / 1e3:.2f} "
             f"| {middle.statements:.3f} | {middle.wal:.0f} |"
         )
 
 
-def _added_of_hand(own: Sample, bare: Sample, hand: Sample) -> float:
-    return (own.cpu - bare.cpu) / max(hand.cpu - bare.cpu, 1.0)
-
-
-def targets(samples: Samples) -> Iterator[str]:
-    """The figures that the library is held to."""
-    yield "| figure | at least | measured |"
-    yield "|---|---|---|"
-
-    def row(
-        name: str,
-        limit: str,
-        what: str,
-        connections: int,
-        figure: Callable[[Sample, Sample, Sample], float],
-    ) -> Iterator[str]:
-        key = Key(what, connections, OURS)
-        if key in samples:
-            yield f"| {name} | {limit} | {spread(pairs(samples, key, figure))} |"
-
-    for many in (16, 64):
-        yield from row(
-            f"reads, {many} connections: throughput against bare",
-            *("0.80", "read", many, lambda own, bare, _: own.rate / bare.rate),
-        )
-        yield from row(
-            f"reads, {many} connections: CPU per request of bare, of ours",
-            *("", "read", many, lambda own, bare, _: bare.cpu / own.cpu),
-        )
-        yield from row(
-            f"reads, {many} connections: CPU added, against by hand",
-            *("at most 0.45", "read", many, _added_of_hand),
-        )
-        yield from row(
-            f"increments, {many} connections: CPU added, against the UPDATE by hand",
-            *("at most 0.70", "count", many, _added_of_hand),
-        )
-        yield from row(
-            f"anonymous visitor, {many} connections: throughput against bare",
-            *("0.95", "anonymous", many, lambda own, bare, _: own.rate / bare.rate),
-        )
-    yield from row(
-        "reads, 1 connection: p50 against by hand",
-        *("at most 1.15", "read", 1, lambda own, _, hand: own.p50 / hand.p50),
-    )
-    yield from row(
-        "reads, 64 connections: p99 against by hand",
-        *("at most 1.0", "read", 64, lambda own, _, hand: own.p99 / hand.p99),
-    )
-    yield from row(
-        "reads, 64 connections: statements per read",
-        *("below 0.1", "read", 64, lambda own, *_: own.statements),
-    )
+# ── what is no turn ──────────────────────────────────────────────────────────────────
 
 
 def wal_within_renew(world: World, seconds: float) -> float:
     """WAL bytes per read while no session is due to be renewed."""
-    world.renew()
+    world.used()
     world.settle()
     # The first readers note, page by page, which rows are committed.
     measure(world, world.servers[OURS], "read", 16, seconds)
     return measure(world, world.servers[OURS], "read", 16, seconds).wal
 
 
-def draw(samples: Samples, what: str) -> str:
-    series = {
-        variant: [
-            (key.connections, median(sample.cpu for sample in samples[key]))
-            for key in sorted(samples)
-            if key.load == what and key.variant == variant
-        ]
-        for variant in VARIANTS
+def lost(world: World, server: WebProcess, path: str) -> tuple[int, int]:
+    """Of the counts of 16 clients in one session: how many are lost, of how many."""
+    [cookie] = random.sample(world.cookies.read_text().splitlines(), 1)
+    file = world.cookies.with_name("one-cookie")
+    file.write_text(f"{cookie}\n")
+
+    def value() -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}/", headers={"Cookie": cookie}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(json.load(answer)["value"])
+
+    before = value()
+    asked = load.run(server.port, 16, 2, file, 100, path).requests
+    # Up to 16 that the client no longer waited for are counted as well.
+    return max(0, asked - (value() - before)), asked
+
+
+def losses(world: World) -> Iterator[str]:
+    yield "| 16 clients count in one session | counts lost |"
+    yield "|---|---|"
+    for name, variant, path in (
+        ("one UPDATE by hand", HAND, "/"),
+        ("SELECT and UPDATE by hand", BOTH, "/"),
+        ("the same, FOR UPDATE", BOTH, "/lock"),
+        ("the careful variant", CAREFUL, "/"),
+        ("this library, plain", OURS, "/"),
+        ("this library, `increment()`", OURS, "/increment"),
+        ("this library, `lock()`", OURS, "/lock"),
+    ):
+        if variant in world.servers:
+            missing, asked = lost(world, world.servers[variant], path)
+            share = f"{missing / asked:.0%}"
+            yield f"| {name} | {missing:,} of {asked:,} ({share}) |"
+
+
+def picture(samples: Samples, connections: int) -> str:
+    """What a read and a count cost, in the web process and in PostgreSQL."""
+    of = Figures(samples, connections)
+    names = {
+        HAND: "one statement by hand",
+        BOTH: "SELECT and UPDATE by hand",
+        CAREFUL: "with care, by hand",
+        OURS: "this library",
     }
-    return plot.lines(
-        f"CPU of the web process, {what}",
-        "connections",
-        "µs per request",
-        {name: points for name, points in series.items() if points},
+    groups = {}
+    for title, what in (("a read", "read"), ("a count", "count")):
+        groups[title] = {
+            name: (
+                median(of.added(what, variant).values),
+                median(of(what, variant, "postgres").values),
+            )
+            for variant, name in names.items()
+            if (what, variant) != ("read", BOTH)  # the same as the one above
+        }
+    return plot.bars(
+        f"CPU that a session adds to a request, {connections} connections",
+        "µs",
+        ("web process", "PostgreSQL"),
+        groups,
     )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="a minute: fewer variants and rounds")
+    add("--quick", action="store_true", help="a minute: fewer connections and rounds")
     add("--rounds", type=int, help="rounds of measurements (6; quick: 2)")
     add("--seconds", type=float, default=1.0, help="the length of each (1)")
-    add("--connections", type=int, nargs="+", help="1 16 64 256 (quick: 1 16 64)")
+    add("--connections", type=int, nargs="+", help="1 16 64 (quick: 16)")
     add("--loads", nargs="+", choices=LOADS, help="all (quick: read count)")
-    add("--variants", nargs="+", choices=VARIANTS, help="all (quick: three)")
-    add("--sessions", type=int, default=SESSIONS, help=f"visitors ({SESSIONS})")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(SHOWN), help="asyncpg")
+    add("--sessions", type=int, default=SESSIONS, help=f"visitors ({SESSIONS:,})")
     add("--postgres", type=Path, metavar="BIN", help="another PostgreSQL's programs")
-    add("--output", type=Path, metavar="DIR", help="where plots and figures go")
+    add("--output", type=Path, metavar="DIR", help="where pictures and figures go")
     options = parser.parse_args()
     quick = options.quick
     options.rounds = options.rounds or (2 if quick else 6)
-    options.connections = options.connections or ([1, 16, 64] + [256] * (not quick))
+    options.connections = options.connections or ([16] if quick else [1, 16, 64])
     options.loads = options.loads or (["read", "count"] if quick else list(LOADS))
-    options.variants = options.variants or (
-        ["bare", HAND, OURS] if quick else list(VARIANTS)
-    )
     return options
 
 
@@ -258,7 +393,8 @@ def main() -> None:
             f"{'wrk' if load.WRK else 'the small client'}; medians [quartiles]\n"
         )
         samples = run(world, options)
-        print("\n".join(targets(samples)), "\n")
+        print("\n".join(targets(samples, options.connections)), "\n")
+        print("\n".join(losses(world)), "\n")
         print("\n".join(table(samples)), "\n")
         for variant, server in world.servers.items():
             print(f"memory of {variant}: {server.memory() / 2**20:.1f} MiB")
@@ -267,11 +403,11 @@ def main() -> None:
             print(f"WAL per read within `renew` seconds: {wal:.2f} bytes")
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        for what in options.loads:
-            (options.output / f"{what}.svg").write_text(draw(samples, what))
         (options.output / "samples.json").write_text(
             json.dumps([[*key, samples[key]] for key in samples])
         )
+        drawn = picture(samples, 16)
+        (options.output / "performance.svg").write_text(drawn)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,18 @@ class Load(NamedTuple):
         return self.requests / self.seconds
 
 
-def run(port: int, connections: int, seconds: float, cookies: Path, posts: int) -> Load:
+def run(
+    port: int,
+    connections: int,
+    seconds: float,
+    cookies: Path,
+    posts: int,
+    path: str = "/",
+    first: int = 0,
+) -> Load:
     """
-    Asks `/` over so many connections for so long, `posts` of 100 requests being POSTs.
+    Asks over so many connections for so long, `posts` of 100 requests being POSTs;
+    begins with the cookie of this number.
 
     Raises `RuntimeError` if any answer is not a 200: then nothing was measured.
     """
@@ -45,11 +54,12 @@ def run(port: int, connections: int, seconds: float, cookies: Path, posts: int) 
         command = [
             *(WRK, "--threads=1", f"--connections={connections}"),
             *(f"--duration={max(1, round(seconds))}s", f"--script={_LUA}"),
-            *(f"http://127.0.0.1:{port}/", "--", str(cookies), str(posts)),
+            *(f"http://127.0.0.1:{port}{path}", "--"),
+            *(str(cookies), str(posts), str(first)),
         ]
     else:
         command = [sys.executable, "-m", "benchmarks.load"]
-        command += map(str, (port, connections, seconds, cookies, posts))
+        command += map(str, (port, connections, seconds, cookies, posts, path, first))
     output = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=seconds + 60
     ).stdout
@@ -94,19 +104,20 @@ class _Client(asyncio.Protocol):
 
 
 async def _main() -> None:
-    port, connections, seconds, file, posts = sys.argv[1:]
+    port, connections, seconds, file, posts, path, first = sys.argv[1:]
     cookies = Path(file).read_text().splitlines()
     share = int(posts)
     requests = []
     for number in range(max(len(cookies), 100)):
         method = "POST" if (number + 1) * share % 100 < share else "GET"
-        head = f"{method} / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         if method == "POST":
             head += "Content-Length: 0\r\n"
         if cookies:
             head += f"Cookie: {cookies[number % len(cookies)]}\r\n"
         requests.append(f"{head}\r\n".encode())
-    rotating = itertools.cycle(requests)
+    start = int(first) % len(requests)
+    rotating = itertools.cycle(requests[start:] + requests[:start])
     times: list[float] = []
     loop = asyncio.get_running_loop()
     clients: deque[_Client] = deque()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -23,8 +24,7 @@ from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres, free_port
 
-SESSIONS = 1000
-_TICK = os.sysconf("SC_CLK_TCK")
+SESSIONS = 50_000
 #: The content of a session: some 300 bytes of JSON.
 DATA = {
     "counter": 7,
@@ -41,9 +41,20 @@ DATA = {
 class Counters(NamedTuple):
     """Sums that only grow; the difference of two is what happened between them."""
 
+    #: Seconds of the web process, and of all backends of PostgreSQL.
     cpu: float
+    backends: float
     statements: int
     wal: int
+
+
+def seconds_of(pid: int) -> float:
+    """The CPU time that a process of one thread has used, user and system."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    text = Path(f"/proc/{pid}/stat").read_text()
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def newest_postgres() -> Path | None:
@@ -57,7 +68,7 @@ class World:
     """A database with sessions in it; leaving its `with` block ends everything."""
 
     def __init__(self, bin_dir: Path | None, sessions: int = SESSIONS) -> None:
-        self._sessions = sessions
+        self.sessions = sessions
         self._stack = ExitStack()
         self._bin_dir = bin_dir
         self.servers: dict[str, WebProcess] = {}
@@ -100,17 +111,22 @@ class World:
         self._stack.__exit__(exc_type, exc, traceback)
 
     def _fill(self) -> None:
-        """The sessions, in our table and in that of the hand-written handlers."""
-        self.ids = [new_handle() + new_secret() for _ in range(self._sessions)]
-        self.sql.execute(
-            "CREATE TABLE hand_written (id text PRIMARY KEY, data jsonb NOT NULL,"
-            " expires_at timestamptz NOT NULL) WITH (fillfactor = 80)"
-        )
+        """The sessions, in our table and in those of the hand-written handlers."""
+        self.ids = [new_handle() + new_secret() for _ in range(self.sessions)]
+        for table, key in (("hand_written", "text"), ("careful", "bytea")):
+            self.sql.execute(
+                f"CREATE TABLE {table} (id {key} PRIMARY KEY, data jsonb NOT NULL,"
+                " expires_at timestamptz NOT NULL) WITH (fillfactor = 80)"
+            )
         data = Jsonb(DATA)
         with self.sql.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO hand_written VALUES (%s, %s, now() + interval '1 day')",
                 [(i, data) for i in self.ids],
+            )
+            cursor.executemany(
+                "INSERT INTO careful VALUES (%s, %s, now() + interval '6 days')",
+                [(hashlib.sha256(i.encode()).digest(), data) for i in self.ids],
             )
             cursor.executemany(
                 "INSERT INTO compas_session"
@@ -127,11 +143,18 @@ class World:
         self.sql.execute("VACUUM (FREEZE, ANALYZE)")
         self.sql.execute("CHECKPOINT")
 
-    def renew(self) -> None:
-        """All sessions as if just used: for the next 30 seconds none is renewed."""
+    def used(self, before: float = 0) -> None:
+        """
+        All sessions as if last used so many seconds ago, and their cookies not yet an
+        hour old. With more than 30 seconds each is renewed when it is next asked for.
+        """
+        expires = f"expires_at = now() + interval '6 days' - interval '{before} s'"
         self.sql.execute(
-            "UPDATE compas_session SET expires_at = now() + interval '6 days'"
+            f"UPDATE compas_session SET {expires},"
+            f" updated_at = now() - interval '{before} s', secret_at = now()"
         )
+        self.sql.execute(f"UPDATE careful SET {expires}")
+        self.sql.execute("VACUUM compas_session, careful")
 
     def serve(self, variant: str) -> WebProcess:
         """Starts a web process, and waits until it answers."""
@@ -141,6 +164,11 @@ class World:
 
     def counters(self, server: WebProcess) -> Counters:
         statements = wal = 0
+        pids = self.sql.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        backends = sum(seconds_of(pid) for (pid,) in pids)
         row = self.sql.execute(
             "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
         ).fetchone()
@@ -149,13 +177,13 @@ class World:
             found = self.sql.execute(
                 "SELECT coalesce(sum(calls), 0)::bigint,"
                 " coalesce(sum(wal_bytes), 0)::bigint FROM pg_stat_statements"
-                " WHERE query ~ '(compas_session|hand_written)'"
+                " WHERE query ~ '(compas_session|hand_written|careful|^BEGIN|^COMMIT)'"
             ).fetchone()
             assert found is not None
             statements, wal = found
         else:
             wal = row[0]
-        return Counters(server.cpu(), statements, wal)
+        return Counters(server.cpu(), backends, statements, wal)
 
 
 class WebProcess:
@@ -192,10 +220,8 @@ class WebProcess:
         self._process.stdout.close()
 
     def cpu(self) -> float:
-        """Seconds of CPU time that it has used, user and system."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text()
-        fields = text.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
+        """Seconds of CPU time that it has used."""
+        return seconds_of(self._process.pid)
 
     def memory(self) -> int:
         """Bytes that are its own and nobody else's."""

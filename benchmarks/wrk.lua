@@ -1,5 +1,6 @@
--- Requests for wrk: rotates the cookies of a file. `wrk … -- FILE SHARE`, where SHARE of
--- 100 requests are POSTs; an empty file means visitors without a cookie.
+-- Requests for wrk: rotates the cookies of a file. `wrk … -- FILE SHARE FIRST`, where
+-- SHARE of 100 requests are POSTs and FIRST is the cookie to begin with; an empty file
+-- means visitors without a cookie.
 local requests, place = {}, 0
 
 function init(arguments)
@@ -8,11 +9,12 @@ function init(arguments)
     cookies[#cookies + 1] = cookie
   end
   local share = tonumber(arguments[2])
+  place = tonumber(arguments[3])
   for number = 1, math.max(#cookies, 100) do
     local cookie = cookies[(number - 1) % math.max(#cookies, 1) + 1]
     local post = number * share % 100 < share
     local headers = { Cookie = cookie }
-    requests[number] = wrk.format(post and "POST" or "GET", "/", headers)
+    requests[number] = wrk.format(post and "POST" or "GET", wrk.path, headers)
   end
 end
 
