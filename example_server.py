@@ -24,7 +24,11 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from tornado_compas_session import PostgresSessionStore, SessionError
+from tornado_compas_session import (
+    PostgresSessionStore,
+    SessionError,
+    StoreUnavailable,
+)
 
 HERE = Path(__file__).parent
 # Subdomains of localhost lead to this machine in browsers. It takes two levels to make
@@ -152,10 +156,16 @@ def listen(address: str, ports: list[int]) -> list[socket.socket]:
 
 
 @contextlib.contextmanager
-def database(url: str | None) -> Iterator[tuple[str, str]]:
-    """The DSN of the database, and what to call it; one of our own while it is used."""
+def database(url: str | None, *, migrates: bool = False) -> Iterator[tuple[str, str]]:
+    """
+    The DSN of the database, and what to call it; one of our own while it is used.
+
+    Somebody's database without our table is a `SchemaMissing`, unless `migrates`.
+    """
     if url:
         parts = urlsplit(url)
+        if not migrates:
+            asyncio.run(check_table(url))
         yield url, f"PostgreSQL on {parts.hostname or 'this machine'}{parts.path}"
         return
     from tornado_compas_session.stores.migrations import migrate
@@ -164,6 +174,14 @@ def database(url: str | None) -> Iterator[tuple[str, str]]:
     with EmbeddedPostgres(HERE / ".pgdata") as postgres:
         asyncio.run(migrate(postgres.dsn()))
         yield postgres.dsn(), "a PostgreSQL of its own (.pgdata/)"
+
+
+async def check_table(dsn: str) -> None:
+    """Raises `SchemaMissing`, which says what to run; who is away may come later."""
+    store = await PostgresSessionStore.connect(dsn)
+    with contextlib.suppress(StoreUnavailable):
+        await store.check()
+    await store.close()
 
 
 async def open_store(dsn: str, driver: str) -> PostgresSessionStore:

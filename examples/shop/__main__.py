@@ -38,7 +38,10 @@ def main() -> None:
         sockets = example_server.listen("127.0.0.1", [arguments.port])
         with (
             contextlib.suppress(KeyboardInterrupt),
-            example_server.database(arguments.database_url) as (dsn, where),
+            example_server.database(arguments.database_url, migrates=True) as (
+                dsn,
+                where,
+            ),
         ):
             print(
                 f"The shop is on http://127.0.0.1:{arguments.port} (Ctrl-C stops it)."

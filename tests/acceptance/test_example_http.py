@@ -718,3 +718,15 @@ def test_alone_on_a_fresh_machine(tmp_path, monkeypatch):
         assert {"value": 1} == visitor.get("/counter").json
         assert 0 == server.stop()
     assert not pid_file.exists()
+
+
+@pytest.mark.slow
+def test_a_database_without_the_table_is_told_at_the_start(empty_database):
+    """It does not serve 503s: it ends, and says what to run; then it starts."""
+    with pytest.raises(AssertionError, match="run `tornado-compas-session migrate`"):
+        start_example("--database-url", empty_database)
+    command = [sys.executable, "-m", "tornado_compas_session", "migrate"]
+    command += ["--database-url", empty_database]
+    subprocess.run(command, check=True, capture_output=True)
+    with start_example("--database-url", empty_database):
+        pass

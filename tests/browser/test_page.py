@@ -103,6 +103,24 @@ def test_while_the_database_is_away(free_port, open_browser):
         assert NONE == browser.text("value")
 
 
+def test_with_cookies_blocked(example, open_browser, tmp_path):
+    """The page notices that the cookie did not come back, and says what to do."""
+    preferences = tmp_path / "profile" / "Default" / "Preferences"
+    preferences.parent.mkdir(parents=True)
+    blocked = {"default_content_setting_values": {"cookies": 2}}
+    preferences.write_text(json.dumps({"profile": blocked}))
+    browser = open_browser(example.url)
+    why = "The cookie did not come back: your browser blocks cookies of this page."
+    browser.click("Init")
+    browser.shows(f"{why} Allow them, and try again.", "say")
+    browser.type("Ada" + Keys.ENTER, "name")
+    browser.eventually(lambda: "/sign-in" in browser.text("log"))
+    browser.shows(f"{why} Allow them, and try again.", "say")
+
+    assert NONE == browser.text("value")
+    assert {} == browser.cookies()
+
+
 def test_signing_in_and_out_with_the_keyboard(example, open_browser):
     """The id changes, the counter stays; after signing out nothing is left."""
     browser = open_browser(example.url)
