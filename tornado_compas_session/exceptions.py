@@ -84,9 +84,9 @@ class SessionDataError(SessionError, ValueError):
     `path` names the place, like `cart.items[3]`; the value itself is not shown.
     """
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, problem: str, verb: str = "keep") -> None:
         self.path = path
-        super().__init__(f"the session cannot keep {path or 'this'}: {problem}")
+        super().__init__(f"the session cannot {verb} {path or 'this'}: {problem}")
 
 
 class SessionGone(SessionError):

@@ -74,7 +74,9 @@ def encode(value: Any, path: str = "", depth: int = 0) -> str:
             )
             + "]"
         )
-    raise SessionDataError(path, f"a {type(value).__name__} is not JSON")
+    kind = type(value).__name__
+    problem = f"a {kind} is not JSON; keep text, a number, a list or a dict"
+    raise SessionDataError(path, problem)
 
 
 def check_key(key: object, path: str = "") -> None:

@@ -96,7 +96,7 @@ class SessionKeeper:
         if key == "user_id":
             raise SessionDataError(key, "it says who the visitor is; it is no counter")
         if not _is_number(by):
-            raise SessionDataError(key, f"a {type(by).__name__} cannot be added")
+            raise SessionDataError(key, f"a {type(by).__name__} is no number", "add to")
         text = encode(by, key)
         if self._blocks.is_inside(session) or (
             life.record is None and not life.strange
@@ -153,7 +153,7 @@ class SessionKeeper:
 
     def _user(self, session: Session) -> str:
         if session.user is None:
-            raise SessionDataError("user_id", "nobody is signed in to this session")
+            raise SessionDataError("user_id", "nobody is signed in", "look for")
         return known_user(session.user)
 
     def _user_sessions(self, call: str) -> UserSessions:
@@ -172,6 +172,6 @@ def _is_number(value: object) -> bool:
 def _add(session: Session, key: str, by: float) -> int | float:
     value = session.get(key, 0)
     if not _is_number(value):
-        raise SessionDataError(key, f"a {type(value).__name__} is no number to add to")
+        raise SessionDataError(key, f"it holds a {type(value).__name__}", "add to")
     session[key] = value + by
     return cast(float, session[key])

@@ -156,7 +156,8 @@ class Planner:
             raise SessionDataError(
                 "all of it",
                 f"{size} bytes of JSON, and max_data_size is "
-                f"{self._options.max_data_size}",
+                f"{self._options.max_data_size}; keep what is large in a table of "
+                "your own, and its key here",
             )
         change = SessionChange(
             difference.changed,

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from tornado_compas_session.core.change import Ledger
 from tornado_compas_session.core.content import Content
@@ -302,7 +302,7 @@ class Session(Content):
         `SessionGone` if the session has ended. Keep the block short: it holds a
         connection. To count, use `increment()`.
         """
-        return self._keeper.lock(self, timeout)
+        return _Block(self._keeper.lock(self, timeout))
 
     async def end_others(self) -> int:
         """
@@ -341,3 +341,23 @@ class Session(Content):
 
 def _datetime(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class _Block(AbstractAsyncContextManager[None]):
+    """What `lock()` returns; where `async` is missing, it says so."""
+
+    def __init__(self, block: AbstractAsyncContextManager[None]) -> None:
+        self._block = block
+
+    async def __aenter__(self) -> None:
+        await self._block.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._block.__aexit__(*error)
+
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> None:
+            raise TypeError("lock() is asynchronous: `async with session.lock():`")
+
+        __exit__ = __enter__

@@ -261,7 +261,7 @@ class Sums(Updates[Sum, Incremented | None]):
         saved, (text, kind) = saved_of(row), row[4:6]
         if kind != "number":
             error = SessionDataError(
-                item.key, f"it holds a {kind}, and no number to add to"
+                item.key, f"it holds a {kind}, and no number", "add to"
             )
             return Each([error] * len(item.parts))
         values = []

@@ -157,7 +157,7 @@ class MemorySessionStore:
         try:
             text = add_numbers(row.data.get(key, "0"), by)
         except ValueError:
-            raise SessionDataError(key, "it holds no number to add to") from None
+            raise SessionDataError(key, "it holds no number", "add to") from None
         self._merge(row, change._replace(changed={key: text}))
         return Incremented(text, self._saved(row))
 

@@ -33,7 +33,10 @@ logger = logging.getLogger("tornado_compas_session")
 
 #: Seconds after which a client may try again.
 _RETRY_AFTER = "2"
-_SENT = "the headers of the response have left"
+_SENT = (
+    "the headers of the response have left, and the cookie goes with them only; "
+    "begin a session, sign in and regenerate before flush()"
+)
 _FINISHED = (
     "the response has been finished, so the session can no longer change; change it "
     "before finish(), and what happens later by the store"

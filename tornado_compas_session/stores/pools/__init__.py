@@ -34,7 +34,7 @@ def as_pool(pool: Any, *, timeout: float = 5.0) -> Pool:
     if isinstance(pool, Pool):
         return pool
     raise SettingsError(
-        f"{type(pool).__module__}.{type(pool).__qualname__} is no pool that sessions "
-        "can be kept through; pass an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool "
+        f"a {type(pool).__qualname__} is no pool that sessions can be kept through; "
+        "pass an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool "
         "or a momoko.Pool, or use PostgresSessionStore.connect(dsn)"
     )
