@@ -557,6 +557,8 @@ def _contradictions(options: SessionOptions, has_store: bool) -> Iterator[str]:
     if not has_store:
         if options.keep_public_cookie:
             yield "keep_public_cookie needs a store"
+        if options.max_sessions_per_user is not None:
+            yield "max_sessions_per_user needs a store"
         if not options.signed:
             yield (
                 "without a store the data is in the cookie, so signed=False "

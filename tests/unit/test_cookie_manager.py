@@ -115,6 +115,18 @@ async def test_a_fixed_lifetime_is_fixed(clock):
     assert {} == (await visit(manager, pair(headers)))[0]
 
 
+async def test_without_overwrite_only_a_new_cookie_starts_the_lifetime(clock):
+    """`overwrite=False`: a write of data leaves the end, `regenerate()` moves it."""
+    manager = make_cookie_manager(clock, max_age=60, overwrite=False)
+    _, headers = await visit(manager, edit=lambda s: s.update(a=1))
+    clock.now += 40
+    _, headers = await visit(manager, pair(headers), lambda s: s.update(a=2))
+    assert "Max-Age=20" in headers[0]
+    _, headers = await visit(manager, pair(headers), lambda s: s.regenerate())
+
+    assert "Max-Age=60" in headers[0]
+
+
 async def test_an_absolute_end(clock):
     """However busy (LC-7)."""
     manager = make_cookie_manager(clock, max_age=60, absolute_max_age=100)
@@ -144,6 +156,34 @@ async def test_own_lifetimes_are_kept(clock):
     clock.now += 90
     _, headers = await visit(manager, pair(headers), lambda s: s.update(a=2))
     assert "Max-Age=60" in headers[0]
+
+
+async def test_an_own_lifetime_may_be_longer_than_the_option(clock):
+    """As with "remember me": 30 days where others have six, though nobody writes."""
+    manager = make_cookie_manager(clock)
+
+    def remember(session):
+        session["a"] = 1
+        session.max_age = 30 * DAY
+
+    _, headers = await visit(manager, edit=remember)
+    clock.now += 29 * DAY
+
+    assert {"a": 1} == (await visit(manager, pair(headers)))[0]
+
+
+async def test_a_former_name_is_read_as_well(clock):
+    """`previous_keys`: the next write gives it the new name; the end clears both."""
+    _, headers = await visit(make_cookie_manager(clock), edit=lambda s: s.update(a=1))
+    former = pair(headers)
+    manager = make_cookie_manager(clock, key="new", previous_keys=[NAME])
+    assert ({"a": 1}, []) == await visit(manager, former)
+    _, headers = await visit(manager, former, lambda s: s.update(a=2))
+    both = f"{former}; {pair(headers)}"
+    held, headers = await visit(manager, both, lambda s: s.destroy())
+
+    assert {"a": 2} == held
+    assert ["new", NAME] == [header.partition("=")[0] for header in headers]
 
 
 async def test_a_browser_session(clock):

@@ -108,6 +108,7 @@ SECRET = "s3cret"
 @pytest.mark.parametrize(
     ("dsn", "said"),
     [
+        (None, "DSN is NoneType, no text; is DATABASE_URL set"),
         ("", "not a URL.*postgresql://user:password@host:5432/name"),
         ("shop", "not a URL.*postgresql://"),
         (f"ada:{SECRET}@db/shop", "not a URL"),
@@ -135,7 +136,7 @@ SECRET = "s3cret"
         (f"{BASE}?keepalives=on", "keepalives.*whole number"),
     ],
 )
-def test_each_mistake_is_named_and_no_password_is_shown(dsn: str, said: str):
+def test_each_mistake_is_named_and_no_password_is_shown(dsn: Any, said: str):
     """With how to write it instead."""
     with pytest.raises(SettingsError, match=said) as caught:
         read_dsn(dsn)

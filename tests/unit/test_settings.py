@@ -399,6 +399,9 @@ def test_without_a_store():
     assert ["keep_public_cookie needs a store"] == problems_of(
         has_store=False, keep_public_cookie=True
     )
+    assert ["max_sessions_per_user needs a store"] == problems_of(
+        has_store=False, max_sessions_per_user=3
+    )
     [problem] = problems_of(has_store=False, signed=False)
     assert "signed=False would let visitors write it" in problem
 

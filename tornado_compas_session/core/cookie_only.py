@@ -33,7 +33,7 @@ from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import SessionInfo, SessionRecord
 from tornado_compas_session.exceptions import SessionDataError, SessionError
-from tornado_compas_session.settings import SessionOptions
+from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
 MAX_COOKIE = 4096
@@ -65,15 +65,21 @@ class CookieSessionManager(SessionManager):
     @keys.setter
     def keys(self, keys: KeyRing) -> None:
         self._keys = keys
-        self._values = cookie_reader(self.options.key)
-        self._signatures = RecentSignatures(
-            keys, self.options.key, self.options.idle + 86400.0, _read
-        )
+        # What is in it says when it ends; a session's own lifetime may be longer.
+        longest = MAX_MAX_AGE + 86400.0
+        self._readers = [
+            (cookie_reader(name), RecentSignatures(keys, name, longest, _read))
+            for name in self.options.cookie_names
+        ]
+        self._signatures = self._readers[0][1]
 
     def find(self, cookie_lines: Iterable[str]) -> tuple[Presented, ...]:
         """The verified sessions in the Cookie headers; each stands for itself."""
-        found = map(self._signatures.verify, self._values(cookie_lines))
-        return cast("tuple[Presented, ...]", tuple(filter(None, found)))
+        for values, signatures in self._readers:
+            found = tuple(filter(None, map(signatures.verify, values(cookie_lines))))
+            if found:
+                return cast("tuple[Presented, ...]", found)
+        return ()
 
     async def load(
         self, presented: Sequence[Presented], waited: float = 0.0
@@ -152,7 +158,9 @@ class _CookieCommitter(Committer):
         record = life.record
         created = record.created if record else now
         idle, absolute = self._manager.lifetimes.of(session)
-        fixed = record is not None and options.renew is None and not step.change.own
+        fixed = not step.change.own and (
+            options.renew is None or not (options.overwrite or step.signed_in)
+        )
         expires = record.expires if record and fixed else now + idle
         if absolute is not None:
             expires = min(expires, created + absolute)

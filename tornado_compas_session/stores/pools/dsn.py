@@ -119,7 +119,10 @@ def addresses_in(parameters: Mapping[str, Any]) -> str:
     return addresses(hosts if hosts != [""] else [], ports)
 
 
-def _split(dsn: str) -> tuple[str, str, str, str]:
+def _split(dsn: object) -> tuple[str, str, str, str]:
+    if not isinstance(dsn, str):
+        kind = type(dsn).__name__
+        raise SettingsError(f"the DSN is {kind}, no text; is DATABASE_URL set? {_FORM}")
     scheme, found, rest = dsn.strip().partition("://")
     scheme = scheme.lower()
     if not found:
