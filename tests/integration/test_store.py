@@ -148,6 +148,33 @@ async def test_a_lock_may_be_waited_for_longer_than_a_statement_may_take(
     assert {"n": 0, "first": True, "second": True} == await data_of(store, handle)
 
 
+@pytest.fixture
+def patient(new_store: MakeStore, database: str) -> PostgresSessionStore:
+    """A store whose statements may take 5 seconds, as they may by default."""
+    return new_store("connect", database, timeout=5.0)
+
+
+async def test_who_asks_may_have_less_time_than_the_store(
+    patient: PostgresSessionStore,
+) -> None:
+    """A write within 0.5 s is done, and it waits for a locked row till then."""
+    handle = await created(patient)
+    clock = asyncio.get_running_loop().time
+
+    async def save(key: str) -> None:
+        until = clock() + 0.5
+        assert await patient.save(handle, 0, change({key: 1}), deadline=until)
+
+    await save("idle")
+    async with patient.lock(handle, 0, 5):
+        waiting = asyncio.ensure_future(save("locked"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+    await waiting
+
+    assert {"n": 0, "idle": 1, "locked": 1} == await data_of(patient, handle)
+
+
 @pytest.mark.parametrize("driver", ["connect", *DRIVERS])
 async def test_a_store_that_is_closed_leaves_no_connection(
     driver: str, database: str

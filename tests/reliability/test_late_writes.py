@@ -169,10 +169,10 @@ async def test_control_a_fresh_limit_for_what_waited(
         queue, self._queue = [*self._queue], deque()
         items: dict[Any, Any] = {}
         waiters: dict[Any, Any] = {}
-        for key, item, waiter, _ in queue:
+        for key, item, waiter, *_ in queue:
             items[key] = item
             waiters.setdefault(key, []).append(waiter)
-        return items, waiters, now + self.timeout
+        return items, waiters, now + self.timeout, now + self.timeout
 
     monkeypatch.setattr(Batcher, "_next", fresh)
     store = await make_store("connect", database, size=12, timeout=TIMEOUT)

@@ -42,6 +42,8 @@ class _Entry(NamedTuple):
     item: Any
     waiter: Waiter
     deadline: float
+    #: By when its query has to be over, so that its waiter hears of that in time.
+    ends: float
 
 
 def reserve(timeout: float) -> float:
@@ -129,10 +131,11 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        limit = loop.time() + self.timeout
-        if deadline is not None and deadline < limit:
-            limit = deadline
-        self._queue.append(_Entry(key, item, waiter, limit))
+        now = loop.time()
+        seconds = self.timeout if deadline is None else deadline - now
+        seconds = min(seconds, self.timeout)
+        ends = now + seconds - reserve(seconds)
+        self._queue.append(_Entry(key, item, waiter, now + seconds, ends))
         if len(self._under_way) < self.lanes:
             if self._apart or not self._under_way:
                 self._start()
@@ -165,19 +168,24 @@ class Batcher(Generic[Item, Result]):
         self._under_way[task] = None
         task.add_done_callback(self._ended)
 
-    def _next(self, now: float) -> tuple[dict[Hashable, Item], dict[Any, Any], float]:
-        """The next batch: its items, who waits for each, and their first deadline."""
+    def _next(
+        self, now: float
+    ) -> tuple[dict[Hashable, Item], dict[Any, Any], float, float]:
+        """
+        The next batch: its items, who waits for each, their first deadline, and by when
+        its query has to be over.
+        """
         items: dict[Hashable, Item] = {}
         waiters: dict[Hashable, list[Waiter]] = {}
         queue, later = self._queue, []
-        first, spare = now + self.timeout, reserve(self.timeout)
+        first = over = now + self.timeout
         while queue and len(items) < self.max_batch:
             entry = queue.popleft()
-            key, item, waiter, deadline = entry
+            key, item, waiter, deadline, ends = entry
             if waiter.done():  # gone: cancelled while it waited
                 continue
-            if deadline - now <= spare:
-                _fail([waiter], _too_late(self.timeout))
+            if ends <= now:
+                _fail([waiter], _too_late())
                 continue
             if key not in items:
                 items[key] = item
@@ -189,22 +197,22 @@ class Batcher(Generic[Item, Result]):
                     continue
                 items[key] = joined
                 waiters[key].append(waiter)
-            first = min(first, deadline)
+            first, over = min(first, deadline), min(over, ends)
         queue.extendleft(reversed(later))
-        return items, waiters, first
+        return items, waiters, first, over
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         # Not before this task's turn: what else came in by then goes with it.
-        items, waiters, until = self._next(now)
+        items, waiters, until, over = self._next(now)
         if not items:
             return
         task = asyncio.current_task()
         assert task is not None
         self._under_way[task] = loop.call_at(until, self._give_up, task, waiters)
         try:
-            outcomes = await self._send(items, until - now - reserve(self.timeout))
+            outcomes = await self._send(items, over - now)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 # Ours after the time limit, or a driver's whose other caller left.
@@ -226,7 +234,7 @@ class Batcher(Generic[Item, Result]):
     def _give_up(
         self, task: asyncio.Task[None], waiters: dict[Hashable, list[Waiter]]
     ) -> None:
-        error = _too_late(self.timeout)
+        error = _too_late()
         for group in waiters.values():
             _fail(group, error)
         # Not awaited: a driver may take long to cancel. The lane is free meanwhile, and
@@ -248,10 +256,8 @@ class Batcher(Generic[Item, Result]):
                 self._start()
 
 
-def _too_late(timeout: float) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"the session store did not answer within {timeout:g} seconds"
-    )
+def _too_late() -> StoreUnavailable:
+    return StoreUnavailable("the session store did not answer in time")
 
 
 def _tell(group: list[Waiter], outcome: Any) -> None:

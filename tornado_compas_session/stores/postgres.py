@@ -250,7 +250,7 @@ class PostgresSessionStore(PostgresUserSessions):
         until = now + self.timeout
         if deadline is not None:
             until = min(until, deadline)
-        until -= reserve(self.timeout)
+        until -= reserve(until - now)
         if until <= now:
             raise StoreUnavailable("there is no time left for the session store")
         return until
