@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser.firefox import Firefox
 from tests.programs import program
 
 FLAGS = """
@@ -64,6 +66,9 @@ class Browser:
         except TimeoutException:
             assert text == self.text(element_id)
 
+    def address(self) -> str:
+        return self.driver.current_url
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Runs JavaScript in the page, awaiting what it returns."""
         return self.driver.execute_async_script(
@@ -93,16 +98,22 @@ class Browser:
         self.driver.quit()
 
 
-OpenBrowser = Callable[..., Browser]
+OpenBrowser = Callable[..., Any]
+KINDS: dict[str, Callable[..., Any]] = {"chromium": Browser, "firefox": Firefox}
 
 
 @pytest.fixture
 def open_browser(tmp_path: Path) -> Iterator[OpenBrowser]:
-    """Opens browsers, each profile with its own cookies; they are closed in the end."""
-    browsers: list[Browser] = []
+    """
+    Opens Chromium, or what `kind` names; each profile has its own cookies, and all are
+    closed in the end.
+    """
+    browsers: list[Any] = []
 
-    def open_browser(url: str, *flags: str, profile: str = "profile") -> Browser:
-        browser = Browser(tmp_path / profile, *flags)
+    def open_browser(
+        url: str, *flags: str, profile: str = "profile", kind: str = "chromium"
+    ) -> Any:
+        browser = KINDS[kind](tmp_path / profile, *flags)
         browsers.append(browser)
         browser.open(url)
         return browser
@@ -110,3 +121,11 @@ def open_browser(tmp_path: Path) -> Iterator[OpenBrowser]:
     yield open_browser
     for browser in browsers:
         browser.close()
+
+
+@pytest.fixture(params=KINDS)
+def open_either(
+    open_browser: OpenBrowser, request: pytest.FixtureRequest
+) -> OpenBrowser:
+    """Opens Chromium in the one run of the test, Firefox in the other."""
+    return functools.partial(open_browser, kind=request.param)

@@ -20,9 +20,9 @@ def example(database):
         yield server
 
 
-def test_the_counter(example, open_browser):
+def test_the_counter(example, open_either):
     """Increment too early, init, increment, reload, destroy: as the page shows it."""
-    browser = open_browser(example.url)
+    browser = open_either(example.url)
     browser.shows(NONE, "value")
     browser.shows("No cookie.", "cookies")
 
@@ -49,9 +49,9 @@ def test_the_counter(example, open_browser):
     assert {} == browser.cookies()
 
 
-def test_what_scripts_see_of_it(example, open_browser):
+def test_what_scripts_see_of_it(example, open_either):
     """CK-2, CK-15: the public cookie, and never the session's own."""
-    browser = open_browser(example.url)
+    browser = open_either(example.url)
     browser.click("Init")
     browser.shows("counter.sess.public=truthy", "cookies")
 
@@ -60,12 +60,13 @@ def test_what_scripts_see_of_it(example, open_browser):
     assert {"counter.sess", "counter.sess.public"} == cookies.keys()
     assert cookies["counter.sess"]["httpOnly"]
     assert not cookies["counter.sess.public"]["httpOnly"]
-    assert ["Lax", "Lax"] == [cookie["sameSite"] for cookie in cookies.values()]
+    sites = [cookie["sameSite"].lower() for cookie in cookies.values()]
+    assert ["lax", "lax"] == sites
 
 
-def test_clicking_faster_than_the_server_answers(example, open_browser):
+def test_clicking_faster_than_the_server_answers(example, open_either):
     """Every click counts, and the last number is the one that stays."""
-    browser = open_browser(example.url)
+    browser = open_either(example.url)
     browser.click("Init")
     browser.shows("0", "value")
     browser.run(
@@ -121,9 +122,9 @@ def test_with_cookies_blocked(example, open_browser, tmp_path):
     assert {} == browser.cookies()
 
 
-def test_signing_in_and_out_with_the_keyboard(example, open_browser):
+def test_signing_in_and_out_with_the_keyboard(example, open_either):
     """The id changes, the counter stays; after signing out nothing is left."""
-    browser = open_browser(example.url)
+    browser = open_either(example.url)
     browser.click("Init")
     browser.shows("0", "value")
     before = browser.cookies()["counter.sess"]["value"]
@@ -139,19 +140,19 @@ def test_signing_in_and_out_with_the_keyboard(example, open_browser):
     assert {} == browser.cookies()
 
 
-def test_two_browsers_end_each_other(example, open_browser):
+def test_two_browsers_end_each_other(example, open_either):
     """Each sees both; what one signs out is anonymous at its next request."""
-    one = open_browser(example.url, profile="one")
-    two = open_browser(example.url, profile="two")
+    one = open_either(example.url, profile="one")
+    two = open_either(example.url, profile="two")
     for browser in (one, two):
         browser.type("Grace" + Keys.ENTER, "name")
         browser.shows("Hello, Grace.", "say")
 
     one.open(example.url)
-    one.eventually(lambda: one.text("sessions").count("Chrome on Linux") == 2)
+    one.eventually(lambda: one.text("sessions").count(" on Linux") == 2)
     one.click("Sign out there")
     one.shows("Signed out there.", "say")
-    assert 1 == one.text("sessions").count("Chrome on Linux")
+    assert 1 == one.text("sessions").count(" on Linux")
 
     two.click("Increment")
     two.shows("Please call /counter/init first", "say")
