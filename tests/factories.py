@@ -10,11 +10,10 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpclient import HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
@@ -34,6 +33,7 @@ from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.types import SessionRecord
 from tornado_compas_session.settings import Environment, SessionOptions
+from tornado_compas_session.testing import browser, jar
 
 KEY = "a-key-for-the-tests-and-nothing-else"
 NEWER_KEY = "another-key-for-tests-that-is-newer"
@@ -207,152 +207,33 @@ class TroubledStore(CountingStore):
 # -- a browser -------------------------------------------------------------------------
 
 
-class Jar:
-    """
-    The cookies of a browser, kept and sent by the rules of RFC 6265bis (sections 5.6 to
-    5.8) that matter here; what a browser would refuse is in `refused`.
-    """
-
-    def __init__(self, url: str, clock: Any = time.time) -> None:
-        parts = urlsplit(url)
-        self.secure = parts.scheme == "https"
-        self.host = parts.hostname or ""
-        self.clock = clock
-        #: By name, domain and path.
-        self.kept: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self.refused: list[str] = []
-
-    def take(self, header: str) -> None:
-        """Section 5.7, the storage model."""
-        pair, *rest = header.split(";")
-        name, _, value = pair.partition("=")
-        name, value = name.strip(" \t"), value.strip(" \t")
-        attributes: dict[str, str] = {}
-        for attribute in rest:
-            key, _, content = attribute.partition("=")
-            attributes[key.strip().lower()] = content.strip()
-        domain = attributes.get("domain", "").lstrip(".").lower()
-        path = attributes.get("path", "")
-        path = path if path.startswith("/") else "/"
-        secure = "secure" in attributes
-        wrong = (
-            len(name) + len(value) > 4096
-            or any(len(content) > 1024 for content in attributes.values())
-            or (secure and not self.secure)
-            or (attributes.get("samesite", "").lower() == "none" and not secure)
-            or (domain and not _matches(self.host, domain))
-            or (name.lower().startswith("__secure-") and not secure)
-            or (
-                name.lower().startswith("__host-")
-                and not (secure and not domain and attributes.get("path") == "/")
-            )
-            or (
-                name.lower().startswith(("__http-", "__host-http-"))
-                and not (secure and "httponly" in attributes)
-            )
-        )
-        if wrong:
-            self.refused.append(name)
-            return
-        expires: float | None = None
-        if "max-age" in attributes:
-            seconds = min(int(attributes["max-age"]), 400 * 86400)
-            expires = self.clock() + seconds if seconds > 0 else 0.0
-        elif "expires" in attributes:
-            expires = parsedate_to_datetime(attributes["expires"]).timestamp()
-        place = (name, domain or self.host, path)
-        self.kept[place] = {
-            "value": value,
-            "expires": expires,
-            "script": "httponly" not in attributes,
-            "attributes": attributes,
-        }
-        if expires is not None and expires <= self.clock():
-            del self.kept[place]
-
-    def _live(self) -> dict[tuple[str, str, str], dict[str, Any]]:
-        now = self.clock()
-        return {
-            key: cookie
-            for key, cookie in self.kept.items()
-            if cookie["expires"] is None or cookie["expires"] > now
-        }
-
-    def header(self, path: str = "/") -> str:
-        """The Cookie header of a request for this path."""
-        live = sorted(self._live().items(), key=lambda item: -len(item[0][2]))
-        return "; ".join(
-            f"{name}={cookie['value']}"
-            for (name, _, where), cookie in live
-            if path == where or path.startswith(where.rstrip("/") + "/")
-        )
-
-    def names(self) -> list[str]:
-        return sorted(name for name, _, _ in self._live())
-
-    def script(self) -> dict[str, str]:
-        """What `document.cookie` shows."""
-        return {k[0]: c["value"] for k, c in self._live().items() if c["script"]}
+class Jar(jar.Jar):
+    """A browser's, with the session cookie at hand."""
 
     def get(self, name: str = NAME) -> str | None:
-        found = [c["value"] for k, c in self._live().items() if k[0] == name]
+        found = [cookie.value for cookie in self.live() if cookie.name == name]
         assert len(found) <= 1, f"{len(found)} cookies are called {name}"
         return found[0] if found else None
+
+    def names(self) -> list[str]:
+        return sorted(cookie.name for cookie in self.live())
 
     def put(self, value: str, name: str = NAME) -> None:
         self.take(f"{name}={value}; Path=/")
 
-    def restart(self) -> None:
-        """The browser is closed and opened again."""
-        self.kept = {k: c for k, c in self._live().items() if c["expires"] is not None}
 
-
-def _matches(host: str, domain: str) -> bool:
-    return host == domain or host.endswith("." + domain)
-
-
-class Browser:
-    """Asks an application, and keeps its cookies in a jar."""
+class Browser(browser.Browser):
+    """One at a URL; with a jar as above, and without a word about XSRF."""
 
     def __init__(
         self, url: str, *, seen_as: str | None = None, clock: Any = time.time
     ) -> None:
-        self.url = url
-        # With `seen_as="https://…"` the application believes to be asked there
-        # (it must be served with `xheaders=True`), and so does the jar.
-        self.jar = Jar(seen_as or url, clock)
-        self.headers = {}
-        if seen_as:
-            parts = urlsplit(seen_as)
-            self.headers = {"Host": parts.netloc, "X-Scheme": parts.scheme}
+        super().__init__(url=url, seen_as=seen_as or "", clock=clock)
+        self.jar: Jar = Jar(seen_as or url, clock)
 
-    async def ask(
-        self, path: str, method: str = "GET", *, headers: Any = None, **options: Any
-    ) -> HTTPResponse:
-        sent = HTTPHeaders(self.headers)
-        if cookies := self.jar.header(path.partition("?")[0]):
-            sent["Cookie"] = cookies
-        sent.update(headers or {})
-        if method in ("POST", "PUT", "PATCH"):
-            options.setdefault("body", "")
-        options.setdefault("follow_redirects", False)
-        response = await AsyncHTTPClient().fetch(
-            self.url + path,
-            method=method,
-            headers=sent,
-            raise_error=False,
-            request_timeout=30,
-            **options,
-        )
-        for header in response.headers.get_list("Set-Cookie"):
-            self.jar.take(header)
-        return response
-
-    async def get(self, path: str = "/", **options: Any) -> HTTPResponse:
-        return await self.ask(path, "GET", **options)
-
-    async def post(self, path: str = "/", **options: Any) -> HTTPResponse:
-        return await self.ask(path, "POST", **options)
+    async def ask(self, path: str, *args: Any, **options: Any) -> HTTPResponse:
+        options = {"request_timeout": 30, "xsrf": False, **options}
+        return await super().ask(path, *args, **options)
 
 
 def set_cookies(response: HTTPResponse, name: str | None = NAME) -> list[str]:

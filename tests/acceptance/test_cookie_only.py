@@ -100,7 +100,7 @@ async def test_as_much_as_fits_fits(browser):
     """What start-up promises to browsers, they keep (CK-4)."""
     assert 200 == (await browser.get("/write?size=2800")).code
     assert 2800 == await size_of(browser)
-    assert [] == browser.jar.refused
+    assert {} == browser.jar.refused
 
 
 async def test_a_crash_discards(browser):

@@ -9,8 +9,8 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from tests.factories import KEY, make_app, serve
 from tornado_compas_session import MemorySessionStore, SessionMixin
+from tornado_compas_session.testing.jar import Cookie
 from tornado_compas_session.tools.doctor import diagnose
-from tornado_compas_session.tools.doctor_browser import Cookie
 from tornado_compas_session.tools.findings import Finding
 
 ENVIRON = {"APP_NAME": "shop", "APP_KEYS": KEY, "APP_ENV": "development"}

@@ -66,7 +66,7 @@ def start(io_loop, store, clock):
 
 def ends(browser):
     [cookie] = browser.jar.kept.values()
-    return cookie["expires"]
+    return cookie.expires
 
 
 @pytest.mark.parametrize("renew", [False, True, 0])

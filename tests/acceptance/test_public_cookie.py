@@ -55,7 +55,7 @@ def in_step(browser):
     assert names in ([], [NAME, PUBLIC]), names
     if not names:
         return False
-    ends = {cookie["expires"] for cookie in browser.jar.kept.values()}
+    ends = {cookie.expires for cookie in browser.jar.kept.values()}
     assert 1 == len(ends)
     return True
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tornado_compas_session.browsers import PREFIXES, public_name
-from tornado_compas_session.tools.doctor_browser import Cookie
+from tornado_compas_session.testing.jar import Cookie
 
 pytestmark = pytest.mark.slow
 

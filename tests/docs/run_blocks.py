@@ -17,7 +17,7 @@ import logging
 import sys
 from typing import Any
 
-from tests.docs.browser import Browser
+from tornado_compas_session.testing import Browser
 
 
 async def run(given: list[tuple[str, int, str]]) -> None:

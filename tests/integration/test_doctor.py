@@ -24,9 +24,9 @@ from tests.conftest import Databases
 from tests.ports import free_port
 from tests.programs import program
 from tornado_compas_session import MemorySessionStore, SessionMixin, get_app
+from tornado_compas_session.testing.jar import Cookie
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.doctor import diagnose
-from tornado_compas_session.tools.doctor_browser import Cookie
 from tornado_compas_session.tools.findings import Finding
 
 KEY = "a-key-for-the-doctor-and-nobody-else"

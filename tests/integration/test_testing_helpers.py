@@ -171,15 +171,25 @@ def test_plugin_is_idle_unless_used(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_the_page_pass(tmp_path: Path) -> None:
-    """The tests that docs/testing.md shows are tests, and pass."""
-    (tmp_path / "conftest.py").write_text(RUNNER)
+    """
+    The tests that docs/testing.md shows are tests, and pass: with Tornado's test case,
+    with pytest-tornado, with pytest alone, and those of a store.
+    """
+    (tmp_path / "conftest.py").write_text(RUNNER + LOOP)
     page = ROOT / "docs" / "testing.md"
     files = {block.file: block.text for block in blocks(page) if block.file}
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")
-    run = run_pytest(tmp_path, "-q")
+    assert {
+        "test_profile.py",
+        "test_form.py",
+        "test_plain.py",
+        "test_my_store.py",
+    } == files.keys()
 
-    assert {"test_profile.py", "test_my_store.py"} == files.keys()
+    run = run_pytest(tmp_path, "-q", "-p", "pytest_tornado.plugin", "test_form.py")
+    assert 0 == run.returncode, run.stdout + run.stderr
+    run = run_pytest(tmp_path, "-q", "--ignore=test_form.py")
     assert 0 == run.returncode, run.stdout + run.stderr
 
 
@@ -200,6 +210,17 @@ class TestMine(StoreSuite):
         clock = Clock()
         return Bench(Mine(clock=clock), clock.move)
 """
+# pytest-tornado's own loop is made by a way that Tornado has deprecated.
+LOOP = """
+from tornado.ioloop import IOLoop
+
+@pytest.fixture
+def io_loop():
+    loop = IOLoop(make_current=False)
+    asyncio.set_event_loop(loop.asyncio_loop)
+    yield loop
+    loop.close()
+"""
 # What pytest-asyncio does, in as little as will do.
 RUNNER = """
 import asyncio, inspect
@@ -207,7 +228,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    if inspect.iscoroutinefunction(pyfuncitem.obj):
+    if inspect.iscoroutinefunction(pyfuncitem.obj) and "bench" in pyfuncitem.funcargs:
         asyncio.run(pyfuncitem.obj(bench=pyfuncitem.funcargs["bench"]))
         return True
 """

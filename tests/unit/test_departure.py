@@ -73,7 +73,7 @@ def test_twins_are_cleared_before_the_cookie_is_set(cookies, domain, public):
         jar.take(f"{name}=twin; Path=/; Domain=example.com")
     for header in headers:
         jar.take(header)
-    left = [cookie["value"] for cookie in jar.kept.values()]
+    left = [cookie.value for cookie in jar.kept.values()]
     if domain:
         assert sorted(["v", "truthy"][: 1 + public]) == sorted(left)
     else:  # nobody knows of the other domain

@@ -1,8 +1,8 @@
 """
-Helpers for the tests of applications: a clock that is moved by hand, and the cookie of
-a visitor who has a session already.
+Helpers for the tests of applications: a browser, a visitor who is signed in, a clock
+that is moved by hand, a store that is slow or away.
 
-As fixtures of pytest: `pytest_plugin.py`. For those who write a store of their own:
+As fixtures of pytest: `plugin.py`. For those who write a store of their own:
 `conformance.py`.
 """
 
@@ -16,8 +16,17 @@ from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.types import JSON
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.settings import MANAGER
+from tornado_compas_session.testing.browser import Browser
+from tornado_compas_session.testing.trouble import store_away, store_slow
 
-__all__ = ["Clock", "session_cookie"]
+__all__ = [
+    "Browser",
+    "Clock",
+    "session_cookie",
+    "signed_in",
+    "store_away",
+    "store_slow",
+]
 
 
 class Clock:
@@ -52,6 +61,29 @@ async def session_cookie(
     whatever the store raises, and `SettingsError` if `data` is empty, because such a
     session is never stored.
     """
+    headers = await _session(settings, data, attributes)
+    pairs = [header.partition(";")[0] for header in headers]
+    # Without what only clears a cookie of another form.
+    return "; ".join(pair for pair in pairs if not pair.endswith("="))
+
+
+async def signed_in(browser: Browser, user_id: str | int, **data: JSON) -> Browser:
+    """
+    Gives the browser a new session of this user, which holds `data` too; returns it.
+
+    As if somebody had just signed in there: the cookies are in the browser's jar.
+    Raises what `session_cookie` does, also for a browser that has no `app`.
+    """
+    settings = browser.app.settings if browser.app else {}
+    for header in await _session(settings, {**data, "user_id": user_id}, {}):
+        browser.jar.take(header)
+    return browser
+
+
+async def _session(
+    settings: Mapping[str, Any], data: Mapping[str, JSON], attributes: Mapping[str, Any]
+) -> list[str]:
+    """The Set-Cookie headers of a new session."""
     manager: SessionManager | None = settings.get(MANAGER)
     if manager is None:
         raise SettingsError("these are no settings from session_settings()")
@@ -62,6 +94,4 @@ async def session_cookie(
     await session.save()
     if session.is_new:
         raise SettingsError("a session without data is not stored, so it has no cookie")
-    pairs = [header.partition(";")[0] for header in manager.cookies(session)]
-    # Without what only clears a cookie of another form.
-    return "; ".join(pair for pair in pairs if not pair.endswith("="))
+    return manager.cookies(session)

@@ -17,11 +17,8 @@ from tornado_compas_session.browsers import is_public_suffix
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.settings import Environment, SessionOptions
-from tornado_compas_session.tools.doctor_browser import (
-    domain_matches,
-    is_address,
-    visit,
-)
+from tornado_compas_session.testing.jar import domain_matches, is_address
+from tornado_compas_session.tools.doctor_browser import visit
 from tornado_compas_session.tools.doctor_database import examine
 from tornado_compas_session.tools.findings import Finding, advice, good, problem
 

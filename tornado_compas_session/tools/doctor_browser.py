@@ -1,24 +1,18 @@
 """
 The doctor's visit to a running server: what a browser would do with each cookie.
-
-The rules are those of RFC 6265bis, sections 5.5 to 5.8, and the newer prefixes; of the
-list of public suffixes there is what `browsers.is_public_suffix` knows.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from email.utils import mktime_tz, parsedate_tz
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
-from tornado_compas_session.browsers import is_public_suffix, prefix_of, unmet
 from tornado_compas_session.core.ids import parse_id
+from tornado_compas_session.testing.jar import Cookie
 from tornado_compas_session.tools.findings import Finding, good, problem
 
 _REDIRECTS = 5
@@ -27,110 +21,18 @@ _HANDLE = 12
 _SECONDS = 10.0
 
 
-@dataclass(slots=True)
-class Cookie:
-    """A Set-Cookie header as a browser reads it."""
-
-    name: str
-    value: str
-    #: Attribute names in lower case; the last of a name counts.
-    attributes: dict[str, str]
-
-    @classmethod
-    def parse(cls, header: str) -> Cookie:
-        """Section 5.6."""
-        pair, *parts = header.split(";")
-        name, equals, value = pair.partition("=")
-        if not equals:
-            name, value = "", name
-        attributes = {}
-        for part in parts:
-            key, _, content = part.partition("=")
-            attributes[key.strip(" \t").lower()] = content.strip(" \t")
-        return cls(name.strip(" \t"), value.strip(" \t"), attributes)
-
-    @property
-    def expired(self) -> bool:
-        """Whether it makes a browser forget the cookie."""
-        if "max-age" in self.attributes:
-            try:
-                return int(self.attributes["max-age"]) <= 0
-            except ValueError:
-                return False
-        date = parsedate_tz(self.attributes.get("expires", ""))
-        return date is not None and mktime_tz(date) <= time.time()
-
-    def refusals(self, url: str) -> Iterator[str]:
-        """Why a browser drops it, coming from this URL; nothing if it keeps it."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        secure = parts.scheme == "https"
-        domain = self.attributes.get("domain", "").lstrip(".").lower()
-        same_site = self.attributes.get("samesite", "").lower()
-        marked = "secure" in self.attributes
-        if len(self.name) + len(self.value) > 4096:
-            yield "name and value have more than 4096 bytes"
-        if domain and not domain_matches(host, domain):
-            yield f"it is for {domain}, and came from {host}"
-        elif domain != host and domain and is_public_suffix(domain):
-            yield f"{domain} is a top-level domain, or strangers have names under it"
-        # Browsers trust this machine without https.
-        if marked and not secure and not _is_here(host):
-            yield "it is Secure, and came over plain http"
-        if same_site == "none" and not marked:
-            yield "SameSite=None needs Secure"
-        if "partitioned" in self.attributes and not marked:
-            yield "Partitioned needs Secure"
-        if prefix := prefix_of(self.name):
-            for demand in unmet(
-                self.name,
-                secure=marked,
-                http_only="httponly" in self.attributes,
-                path=self.attributes.get("path"),
-                domain=domain,
-            ):
-                yield f"a name with {prefix.text} needs {demand}"
-
-    def goes_to(self, url: str) -> bool:
-        """Whether its path sends it there; the rest was seen to when it was kept."""
-        wanted = self.attributes.get("path") or "/"
-        path = urlsplit(url).path or "/"
-        return path == wanted or path.startswith(wanted.rstrip("/") + "/")
-
-    @property
-    def session_id(self) -> str | None:
-        """The session id in its value, signed or not; None if there is none."""
-        fields = self.value.strip('"').split("|")
-        text = fields[4].rpartition(":")[2] if len(fields) == 6 else fields[0]
-        try:
-            signed = b64decode(text, validate=True)
-        except ValueError:
-            signed = b""
-        for value in (signed, text.encode()):
-            if parse_id(value) is not None:
-                return value.decode("ascii")
-        return None
-
-
-def domain_matches(host: str, domain: str) -> bool:
-    """RFC 6265bis, section 5.1.3."""
-    host, domain = host.lower().rstrip("."), domain.lower()
-    return host == domain or (host.endswith("." + domain) and not is_address(host))
-
-
-def is_address(host: str) -> bool:
-    """Whether this is an IP address and no name."""
+def session_id(cookie: Cookie) -> str | None:
+    """The session id in the value, signed or not; None if there is none."""
+    fields = cookie.value.strip('"').split("|")
+    text = fields[4].rpartition(":")[2] if len(fields) == 6 else fields[0]
     try:
-        ipaddress.ip_address(host)
+        signed = b64decode(text, validate=True)
     except ValueError:
-        return False
-    return True
-
-
-def _is_here(host: str) -> bool:
-    if is_address(host):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost" or host.endswith(".localhost")
+        signed = b""
+    for value in (signed, text.encode()):
+        if parse_id(value) is not None:
+            return value.decode("ascii")
+    return None
 
 
 async def visit(
@@ -228,7 +130,7 @@ def _keep(answer: _Answer) -> tuple[dict[str, Cookie], list[Finding]]:
                     "key; or how the server is reached",
                 )
             )
-        elif cookie.expired:
+        elif cookie.expired(time.time()):
             jar.pop(cookie.name, None)
         else:
             jar[cookie.name] = cookie
@@ -241,7 +143,7 @@ def _keep(answer: _Answer) -> tuple[dict[str, Cookie], list[Finding]]:
 def _another_name(cookies: Iterable[Cookie], key: str) -> tuple[str, Finding] | None:
     """The name under which a session cookie came after all."""
     for cookie in cookies:
-        if cookie.session_id or cookie.name.lower().endswith(".sess"):
+        if session_id(cookie) or cookie.name.lower().endswith(".sess"):
             return cookie.name, problem(
                 "another-name",
                 f"the session cookie came as {cookie.name}, and {key} is expected",
@@ -307,7 +209,7 @@ def _compare(kept: Cookie, answer: _Answer, key: str) -> Finding:
         cookie = Cookie.parse(header)
         if cookie.name != key or any(cookie.refusals(url)):
             continue
-        if cookie.expired:
+        if cookie.expired(time.time()):
             return problem(
                 "session-lost",
                 "the server clears the session cookie that it has just set",
@@ -316,9 +218,10 @@ def _compare(kept: Cookie, answer: _Answer, key: str) -> Finding:
                 "give all processes the same DATABASE_URL; see that the page does not "
                 "end the session",
             )
-        if kept.session_id is None:
+        mine = session_id(kept)
+        if mine is None:
             return good("session", "it is in the cookie itself, without a store")
-        if (cookie.session_id or "")[:_HANDLE] != kept.session_id[:_HANDLE]:
+        if (session_id(cookie) or "")[:_HANDLE] != mine[:_HANDLE]:
             return problem(
                 "session-not-kept",
                 "the second request began another session",
