@@ -39,7 +39,7 @@ class Visitor(Browser):
         assert status == response.code, response.body
         return response.body.decode()
 
-    async def submit(self, path: str, **fields: Any) -> HTTPResponse:
+    async def send(self, path: str, **fields: Any) -> HTTPResponse:
         """Posts a form, with the token that the shop's pages have in theirs."""
         body = urlencode({"_xsrf": await self.token(), **fields})
         return await self.post(path, body=body)
@@ -50,7 +50,7 @@ class Visitor(Browser):
         return found[1]
 
     async def sign_in(self, name: str = "ada", **fields: str) -> HTTPResponse:
-        return await self.submit("/sign-in", name=name, password=PASSWORD, **fields)
+        return await self.send("/sign-in", name=name, password=PASSWORD, **fields)
 
     async def chat(self) -> WebSocketClientConnection:
         headers = {"Cookie": self.jar.header()}
@@ -69,7 +69,7 @@ class Shop:
 
     async def signed_up(self, name: str) -> Visitor:
         visitor = self.visitor()
-        response = await visitor.submit("/sign-up", name=name, password=PASSWORD)
+        response = await visitor.send("/sign-up", name=name, password=PASSWORD)
         assert 302 == response.code, response.body
         return visitor
 
@@ -106,10 +106,10 @@ async def test_a_cart_goes_along_to_the_order(database):
         await asyncio.gather(*adding, visitor.post("/add/leaf", body=body))
         assert "“Leaf” is in your cart." in await visitor.see("/")
         assert 'value="6"' in await visitor.see("/cart")
-        await visitor.submit("/cart", moons=2, leaf=1)
+        await visitor.send("/cart", moons=2, leaf=1)
         assert "€ 92" in await visitor.see("/cart")
 
-        assert 403 == (await visitor.submit("/order")).code
+        assert 403 == (await visitor.send("/order")).code
         before = visitor.jar.get()
         response = await visitor.sign_in(next="/cart")
         assert "/cart" == response.headers["Location"]
@@ -138,10 +138,10 @@ async def test_what_is_refused_at_the_door(database):
     async with running(database) as shop:
         await shop.signed_up("ada")
         visitor = shop.visitor()
-        wrong = await visitor.submit("/sign-in", name="ada", password="wrong horse")
-        nobody = await visitor.submit("/sign-in", name="<b>", password="wrong horse")
-        taken = await visitor.submit("/sign-up", name="ada", password=PASSWORD)
-        short = await visitor.submit("/sign-up", name="eve", password="short")
+        wrong = await visitor.send("/sign-in", name="ada", password="wrong horse")
+        nobody = await visitor.send("/sign-in", name="<b>", password="wrong horse")
+        taken = await visitor.send("/sign-up", name="ada", password=PASSWORD)
+        short = await visitor.send("/sign-up", name="eve", password="short")
         form = urlencode({"name": "ada", "password": PASSWORD})
         forged = await visitor.post("/sign-in", body=form)
 
@@ -205,11 +205,11 @@ async def test_two_devices(database):
         [others] = await shop.store.sessions_of(2)
 
         there = "/devices/sign-out-there"
-        assert 404 == (await laptop.submit(there, handle=others.handle)).code
-        assert 302 == (await laptop.submit(there, handle=handle)).code
+        assert 404 == (await laptop.send(there, handle=others.handle)).code
+        assert 302 == (await laptop.send(there, handle=handle)).code
         assert "Sign in" in await phone.see("/account")
         assert "Your devices" in await tablet.see("/account")
-        await tablet.submit("/devices/sign-out-elsewhere")
+        await tablet.send("/devices/sign-out-elsewhere")
         assert "Other devices signed out: 1." in await tablet.see("/devices")
         assert "Sign in" in await laptop.see("/account")
 
@@ -226,7 +226,7 @@ async def test_the_chat_closes_on_sign_out(database):
             heard = json.loads(str(await socket.read_message()))
             assert {"name": "ada", "text": "<b>Hello"} == heard
 
-        await ada.submit("/sign-out")
+        await ada.send("/sign-out")
         async with asyncio.timeout(20):
             assert await talking.read_message() is None
         assert 1008 == talking.close_code
@@ -247,17 +247,17 @@ async def test_what_is_sensitive_asks_again(database):
 
         asked = await laptop.get("/account/password")
         assert "/confirm?next=%2Faccount%2Fpassword" == asked.headers["Location"]
-        refused = await laptop.submit("/account/password", password="another horse")
+        refused = await laptop.send("/account/password", password="another horse")
         assert refused.headers["Location"].startswith("/confirm")
-        wrong = await laptop.submit("/confirm", password="wrong horse")
+        wrong = await laptop.send("/confirm", password="wrong horse")
         assert 403 == wrong.code
         before = laptop.jar.get()
-        right = await laptop.submit(
+        right = await laptop.send(
             "/confirm", password=PASSWORD, next="/account/password"
         )
         assert "/account/password" == right.headers["Location"]
         assert before != laptop.jar.get()
-        await laptop.submit("/account/password", password="another horse")
+        await laptop.send("/account/password", password="another horse")
         assert "Other devices signed out: 1." in await laptop.see("/account")
         assert "Sign in" in await phone.see("/account")
         assert 403 == (await phone.sign_in()).code
@@ -268,24 +268,24 @@ async def test_an_administrator_acts_as_a_customer_and_comes_back(database):
     async with running(database) as shop:
         ada, eve = await shop.signed_up("ada"), await shop.signed_up("eve")
         assert 403 == (await eve.get("/admin")).code
-        assert 403 == (await eve.submit("/admin", user=1)).code
+        assert 403 == (await eve.send("/admin", user=1)).code
         before = ada.jar.get()
-        assert 302 == (await ada.submit("/admin", user=2)).code
+        assert 302 == (await ada.send("/admin", user=2)).code
         assert before != ada.jar.get()
 
         assert "see the shop as eve does" in await ada.see("/account")
         assert 403 == (await ada.get("/account/password")).code
-        assert 403 == (await ada.submit("/admin", user=2)).code
+        assert 403 == (await ada.send("/admin", user=2)).code
         assert 1 == len(await shop.store.sessions_of(2))
-        await ada.submit("/add/leaf")
-        await ada.submit("/order")
+        await ada.send("/add/leaf")
+        await ada.send("/order")
         assert "ordered by us" in await eve.see("/account")
 
-        await ada.submit("/admin/come-back")
+        await ada.send("/admin/come-back")
         assert "Customers" in await ada.see("/admin")
         assert "as eve does" not in await ada.see("/account")
         await shop.let_time_pass()
-        asked = await ada.submit("/admin", user=2)
+        asked = await ada.send("/admin", user=2)
         assert "/confirm?next=%2Fadmin" == asked.headers["Location"]
 
 
@@ -305,7 +305,7 @@ async def test_a_photo_is_uploaded(database):
         assert "A new photo." in await ada.see("/account")
         assert 415 == await put(b"<svg>")
         assert 204 != await put(PNG + bytes(2 * 2**20))
-        await ada.submit("/sign-out")
+        await ada.send("/sign-out")
         assert 401 == await put(PNG)
 
 
@@ -323,7 +323,7 @@ async def test_other_answers(database):
     async with running(database) as shop:
         visitor = shop.visitor()
         assert 404 == (await visitor.get("/nowhere")).code
-        assert 404 == (await visitor.submit("/add/spoon")).code
+        assert 404 == (await visitor.send("/add/spoon")).code
         assert 405 == (await visitor.ask("/", "OPTIONS")).code
         policy = (await visitor.get("/")).headers["Content-Security-Policy"]
         assert "unsafe" not in policy

@@ -17,6 +17,7 @@ from tornado_compas_session import (
     StoreUnavailable,
     session_settings,
 )
+from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.testing import (
     Browser,
     signed_in,
@@ -161,6 +162,8 @@ async def test_trouble_of_the_store_ends_with_its_block(store: TroubledStore) ->
             await store.load("x")
         assert not await store.delete("x", 0)
     with store_away(store):
+        with pytest.raises(StoreUnavailable):
+            await store.create("x", b"", SessionChange())
         with pytest.raises(StoreUnavailable):
             await store.sessions_of("ada")
         with pytest.raises(StoreUnavailable):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any
 from unittest import mock
 
@@ -14,7 +19,7 @@ from tornado_compas_session.exceptions import StoreUnavailable
 _First = Callable[[], Awaitable[object]]
 
 
-def store_away(store: Any, *methods: str) -> AbstractContextManager[Any]:
+def store_away(store: Any, *methods: str) -> AbstractContextManager[None]:
     """
     In its `with` block the store raises `StoreUnavailable`, so requests are a 503.
 
@@ -30,26 +35,21 @@ def store_away(store: Any, *methods: str) -> AbstractContextManager[Any]:
 
 def store_slow(
     store: Any, seconds: float, *methods: str
-) -> AbstractContextManager[Any]:
+) -> AbstractContextManager[None]:
     """In its `with` block the store waits before it does anything, as `store_away`."""
     return _begin_with(lambda: asyncio.sleep(seconds), store, methods)
 
 
-def _begin_with(
-    first: _First, store: Any, methods: tuple[str, ...]
-) -> AbstractContextManager[Any]:
+@contextmanager
+def _begin_with(first: _First, store: Any, methods: tuple[str, ...]) -> Iterator[None]:
     known = {*vars(SessionStore), *vars(UserSessions)}
-    names = methods or [
-        name for name in known if name[0] != "_" and hasattr(store, name)
-    ]
-    replaced: AbstractContextManager[Any] = mock.patch.multiple(
-        store,
-        **{
-            name: (_locking if name == "lock" else _asking)(first, getattr(store, name))
-            for name in names
-        },
-    )
-    return replaced
+    with ExitStack() as replaced:
+        for name in methods or known:
+            if name[0] != "_" and hasattr(store, name):
+                method = getattr(store, name)
+                method = (_locking if name == "lock" else _asking)(first, method)
+                replaced.enter_context(mock.patch.object(store, name, method))
+        yield
 
 
 def _asking(first: _First, method: Any) -> Any:
