@@ -30,6 +30,8 @@ class World:
         self.content: Content = self.ledger.decode()
         #: What is being written, and is not known to be there yet.
         self.under_way: Difference | None = None
+        #: A list in the content that the request still holds.
+        self.held: list[Any] | None = None
 
     # -- what a request does -----------------------------------------------------------
 
@@ -48,6 +50,17 @@ class World:
         value = self.content.setdefault(key, [])
         if isinstance(value, list):
             value.append(len(value))
+            self.held = value
+
+    def give(self, key: str) -> None:
+        """Sets a list, and goes on holding it."""
+        self.held = []
+        self.set(key, self.held)
+
+    def edit_later(self) -> None:
+        """Changes the list that it holds, without asking for it again."""
+        if self.held is not None:
+            self.held.append(len(self.held))
 
     def replace(self, content: Content) -> None:
         self.ledger.replace()
@@ -76,7 +89,9 @@ class World:
         """The row and what is still to be written are the content, and no more."""
         if self.under_way is not None:
             return
+        quiet = self.ledger.untouched
         difference = self.difference()
+        assert not (quiet and difference), "a change would be forgotten"
         assert texts(self.content) == merged(self.row, difference)
         if difference.exact is None:
             for key, text in difference.changed.items():
@@ -102,6 +117,8 @@ STEPS: list[Callable[[World], None]] = [
     lambda world: world.set("a", 2),
     lambda world: world.remove("a"),
     lambda world: world.edit("b"),
+    lambda world: world.give("b"),
+    World.edit_later,
     lambda world: world.set("ü", "€"),
     lambda world: world.replace({"b": [0]}),
     lambda world: world.replace({}),
@@ -123,8 +140,11 @@ def run(row: Content | None, steps: Any) -> World:
     for _ in range(2):
         world.begin()
         world.end()
+    quiet = world.ledger.untouched
     assert not world.difference()
     assert texts(world.content) == world.row
+    if not any(isinstance(value, list | dict) for value in world.content.values()):
+        assert quiet, "nothing is looked for where nothing can have changed"
     return world
 
 
@@ -227,6 +247,7 @@ def test_a_value_handed_out_before_a_save_is_watched_after_it():
     world.begin()
     world.end()
     assert not world.difference()
+    assert not world.ledger.untouched
     held.append("late")
 
     assert {"b": '[0,1,"late"]'} == world.difference().changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.factories import Clock, CountingStore, make_manager, make_record
+from tornado_compas_session.core.change import Difference
 from tornado_compas_session.core.ids import hash_secret
 from tornado_compas_session.core.types import SessionChange
 
@@ -197,15 +198,15 @@ def test_an_anonymous_lifetime():
     assert (6 * DAY, None) == lifetimes.of(signed_in)
     assert not lifetimes.row_is_due(anonymous)
     assert not lifetimes.row_is_due(signed_in)
-    assert 3600.0 == lifetimes.of_change(anonymous, SessionChange()).idle
-    assert 6.0 * DAY == lifetimes.of_change(signed_in, SessionChange()).idle
+    assert 3600.0 == lifetimes.of_change(anonymous).idle
+    assert 6.0 * DAY == lifetimes.of_change(signed_in).idle
 
 
 def test_what_the_store_needs_to_know():
     """The option's lifetimes, whose own win there; None where the expiry stays."""
     lifetimes, session = build({"absolute_max_age": 7 * DAY}, own_idle=60, shown=None)
     session.client = ("Firefox", "192.0.2.1")
-    change = lifetimes.of_change(session, SessionChange({"a": "1"}))
+    change = lifetimes.of_change(session, Difference({"a": "1"}))
 
     assert {"a": "1"} == change.changed
     assert (6.0 * DAY, 7 * DAY) == (change.idle, change.absolute)
@@ -213,10 +214,10 @@ def test_what_the_store_needs_to_know():
     assert ("Firefox", "192.0.2.1") == (change.user_agent, change.address)
 
     lifetimes, session = build({"renew": False})
-    assert lifetimes.of_change(session, SessionChange()).idle is None
-    assert 6.0 * DAY == lifetimes.of_change(session, SessionChange(own=True)).idle
+    assert lifetimes.of_change(session).idle is None
+    assert 6.0 * DAY == lifetimes.of_change(session, own=True).idle
     new = make_manager(renew=False).session()
-    assert 6.0 * DAY == lifetimes.of_change(new, SessionChange()).idle
+    assert 6.0 * DAY == lifetimes.of_change(new).idle
 
 
 # -- the cookie ------------------------------------------------------------------------

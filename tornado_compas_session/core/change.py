@@ -14,6 +14,8 @@ from tornado_compas_session.core.jsondata import decode_object, encode
 from tornado_compas_session.core.types import JSON
 
 _SKIP = object()
+#: What a key holds of these changes only by being set.
+IMMUTABLE = (str, int, float, bool, type(None))
 
 
 class Difference(NamedTuple):
@@ -44,7 +46,9 @@ class Ledger:
         "_exact",
         "_known",
         "_raw",
+        "_settled",
         "_size",
+        "_sized",
         "_user",
         "untouched",
     )
@@ -60,6 +64,11 @@ class Ledger:
         self._complete = raw is None
         #: Set while the whole content is to be replaced, anew for each replacement.
         self._exact: object | None = None
+        #: The last difference, if nothing has been touched since and it has no value
+        #: that can change by itself.
+        self._settled: Difference | None = None
+        #: The last difference whose size was asked for, and that.
+        self._sized: tuple[Difference, int] = NOTHING, 0
         #: The row's `user_id`, and the bytes of its JSON, once they were asked for.
         self._user: JSON = _SKIP if raw is not None else None
         self._size: int | None = None
@@ -82,6 +91,7 @@ class Ledger:
     def note(self, key: str, content: dict[str, JSON]) -> None:
         """To be called before the value of a key may change, with what is there."""
         self.untouched = False
+        self._settled = None
         if key not in self._known and self._exact is None:
             # What was loaded was stored once, so this cannot fail.
             held = _SKIP if self._complete else dict.get(content, key, _SKIP)
@@ -90,6 +100,7 @@ class Ledger:
     def replace(self) -> None:
         """The content becomes another one; the row's other keys are to go."""
         self.untouched = False
+        self._settled = None
         if self._raw is not None:  # else there is no row, and no key to be rid of
             self._exact = object()
 
@@ -98,7 +109,7 @@ class Ledger:
         if self._exact is not None:
             changed = {key: encode(value, key) for key, value in dict.items(content)}
             return Difference(changed, (), self._exact)
-        changed, removed = {}, []
+        changed, removed, settled = {}, [], True
         known = self._known
         keys = known | dict.fromkeys(dict.keys(content)) if self._complete else known
         for key in keys:
@@ -107,9 +118,13 @@ class Ledger:
             if value is _SKIP:
                 if before is not None:
                     removed.append(key)
-            elif (text := encode(value, key)) != before:
+                continue
+            settled = settled and isinstance(value, IMMUTABLE)
+            if (text := encode(value, key)) != before:
                 changed[key] = text
-        return Difference(changed, tuple(removed))
+        difference = Difference(changed, tuple(removed))
+        self._settled = difference if settled else None
+        return difference
 
     def written(self, difference: Difference, user: JSON) -> None:
         """
@@ -130,6 +145,7 @@ class Ledger:
         if self._raw is None:
             self._raw = "{}"
         self._user = user
+        self.untouched = self._settled is difference
 
     def reread(self, raw: str) -> None:
         """The row is this, and may have what it is not known to have been told."""
@@ -144,6 +160,8 @@ class Ledger:
 
     def size(self, difference: Difference) -> int:
         """The bytes that the row's JSON will have, once the difference is merged."""
+        if self._sized[0] is difference:
+            return self._sized[1]
         # As if a comma followed each entry: one brace less, and a "{}" has none.
         total = 1
         if difference.exact is None and self.stored > 2:
@@ -154,7 +172,8 @@ class Ledger:
                     total -= _entry_size(key, before)
         for key, text in difference.changed.items():
             total += _entry_size(key, text)
-        return max(total, 2)
+        self._sized = difference, max(total, 2)
+        return self._sized[1]
 
     @property
     def stored(self) -> int:

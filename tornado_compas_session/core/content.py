@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
-from tornado_compas_session.core.change import Ledger
+from tornado_compas_session.core.change import IMMUTABLE, Ledger
 from tornado_compas_session.core.jsondata import check_key, decode_object, encode
 from tornado_compas_session.core.life import Life
 from tornado_compas_session.core.types import JSON, user_text
 from tornado_compas_session.exceptions import SessionDataError
-
-_IMMUTABLE = (str, int, float, bool, type(None))
 
 if TYPE_CHECKING:
     _Dict = dict[str, JSON]
@@ -45,7 +43,7 @@ class Content(_Dict):
 
     def __getitem__(self, key: str) -> JSON:
         value = dict.__getitem__(self, key)
-        if not isinstance(value, _IMMUTABLE):
+        if not isinstance(value, IMMUTABLE):
             self.ledger.note(key, self)
         return value
 

@@ -17,7 +17,6 @@ from tornado_compas_session.core.locking import Blocks
 from tornado_compas_session.core.protocols import SessionStore, UserSessions
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import (
-    SessionChange,
     SessionInfo,
     SessionRecord,
     known_user,
@@ -113,7 +112,7 @@ class SessionKeeper:
                 raise SessionGone
             session.planned = None
             ledger = session.ledger
-            change = self._lifetimes.of_change(session, SessionChange())
+            change = self._lifetimes.of_change(session)
             done = await self._guard(
                 self._store.increment(
                     record.handle,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tornado_compas_session.core.change import NOTHING, Difference
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import SessionChange, SessionRecord
 from tornado_compas_session.settings import SessionOptions
@@ -49,14 +50,25 @@ class Lifetimes:
         since = record.created if options.renew is None else record.used
         return since + self._idle <= record.now
 
-    def of_change(self, session: Session, change: SessionChange) -> SessionChange:
-        """The change, with what the store needs to compute the expiry."""
+    def of_change(
+        self, session: Session, difference: Difference = NOTHING, *, own: bool = False
+    ) -> SessionChange:
+        """
+        The difference, with what the store needs to compute the expiry. `own`: with the
+        session's own lifetimes as well.
+        """
         options = self.options
-        renewing = options.renew is not None or session.is_new or change.own
+        renewing = options.renew is not None or session.is_new or own
         agent, address = session.client or (None, None)
-        return change._replace(
+        return SessionChange(
+            difference.changed,
+            difference.removed,
+            replace=difference.exact is not None,
             idle=float(self._default_idle(session)) if renewing else None,
             absolute=options.absolute_max_age,
+            own=own,
+            own_idle=session.own_idle,
+            own_absolute=session.own_absolute,
             shown=session.life.shows,
             user_agent=agent,
             address=address,

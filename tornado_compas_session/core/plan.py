@@ -77,8 +77,7 @@ class Planner:
         if difference or own:
             return self._step("save", session, difference)
         if life.shows is not None or self._lifetimes.row_is_due(session):
-            change = self._lifetimes.of_change(session, SessionChange())
-            return Step("save", difference, change)
+            return Step("save", difference, self._lifetimes.of_change(session))
         life.regeneration_done()  # one that would do no good
         return None
 
@@ -159,15 +158,8 @@ class Planner:
                 f"{self._options.max_data_size}; keep what is large in a table of "
                 "your own, and its key here",
             )
-        change = SessionChange(
-            difference.changed,
-            difference.removed,
-            replace=difference.exact is not None,
-            own=session.own_set if own is None else own,
-            own_idle=session.own_idle,
-            own_absolute=session.own_absolute,
-        )
-        change = self._lifetimes.of_change(session, change)
+        own = session.own_set if own is None else own
+        change = self._lifetimes.of_change(session, difference, own=own)
         return Step(verb, difference, change, identity, signed_in)
 
     def _warn_once(self, message: str) -> None:

@@ -9,7 +9,7 @@ that no request waits for another session's lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tornado_compas_session.core.jsondata import add_numbers
@@ -53,10 +53,15 @@ class Shared(Generic[Item, Result]):
             self._send, join=self._join, timeout=database.timeout, **limits
         )
 
-    async def submit(
+    def submit(
         self, handle: str, item: Item, deadline: float | None = None
-    ) -> Result:
+    ) -> Awaitable[Result]:
         """What the statement said of this one."""
+        if self._database.is_whole:  # as nearly always: no task, no coroutine
+            return self.batcher.submit(handle, item, deadline)
+        return self._submit(handle, item, deadline)
+
+    async def _submit(self, handle: str, item: Item, deadline: float | None) -> Result:
         if await self._database.is_distributed(deadline):
             self.batcher.keep_apart(self._database.size)
         return await self.batcher.submit(handle, item, deadline)

@@ -49,6 +49,11 @@ class Database:
             timeout=timeout,
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table is known to be on one server."""
+        return self._distributed is False
+
     async def is_distributed(self, deadline: float | None = None) -> bool:
         """Whether the table is spread over several servers; asked for once."""
         if self._distributed is None:

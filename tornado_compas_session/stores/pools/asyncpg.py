@@ -183,17 +183,18 @@ class AsyncpgPool:
         taken = await self._take(until)
         connection = taken.connection
         try:
-            with _translated():
+            with _translated:
                 await connection.execute(begin(lock_timeout), timeout=left(until))
             yield _Connection(connection, self._timeout)
-            with _translated():
+            with _translated:
                 tag = await connection.execute("COMMIT", timeout=self._timeout)
         except BaseException as error:
             # To its end even if we are cancelled: it must not go back inside of a
             # transaction.
             await asyncio.shield(self._start(self._roll_back(taken, error)))
             raise
-        await self._give_back(taken)
+        if not self._keep(taken):
+            await self._give_back(taken)
         check_commit(tag)
 
     async def expire(self) -> None:
@@ -226,7 +227,7 @@ class AsyncpgPool:
         if self._pool.is_closing():
             raise StoreUnavailable(CLOSED)
         try:
-            with _translated(), self._connecting():
+            with _translated, self._connecting():
                 async with asyncio.timeout_at(until):
                     connection = await self._pool.acquire()
         except ConnectionLost:
@@ -236,7 +237,7 @@ class AsyncpgPool:
         if not self._checked:
             self._checked = True
             try:
-                with _translated():
+                with _translated:
                     await self._check(connection, left(until))
             except BaseException as error:
                 await self._give_back(taken, error, GRACE)
@@ -308,7 +309,7 @@ class AsyncpgPool:
         asyncpg waits so long for the end of what was cancelled, and else closes it.
         """
         try:
-            with _translated():
+            with _translated:
                 await self._pool.release(
                     taken.connection,
                     timeout=self._timeout if seconds is None else seconds,
@@ -321,7 +322,7 @@ class AsyncpgPool:
     async def _roll_back(self, taken: _Taken, error: BaseException) -> None:
         connection = taken.connection
         try:
-            with _translated():
+            with _translated:
                 async with asyncio.timeout(GRACE):
                     # Once what was cancelled has ended; whether that was a BEGIN, a
                     # COMMIT or anything between.
@@ -367,20 +368,20 @@ class _Connection:
             return await _fetch(self.driver, statement, values, seconds)
         except StoreUnavailable as error:
             if type(error) is StoreUnavailable:  # it was cancelled, and may yet end
-                with suppress(StoreError), _translated():
+                with suppress(StoreError), _translated:
                     async with asyncio.timeout(GRACE):
                         await self.driver.execute("SELECT 1")
             raise
 
     async def run_script(self, sql: str) -> None:
-        with _translated():
+        with _translated:
             await self.driver.execute(sql)
 
 
 async def _fetch(
     connection: Any, statement: Statement, values: dict[str, Any], seconds: float
 ) -> Sequence[Row]:
-    with _translated():
+    with _translated:
         rows: Sequence[Row] = await connection.fetch(
             statement.numbered,
             *[values[name] for name in statement.parameters],
@@ -447,20 +448,31 @@ def _error(error: Any) -> StoreError:
     )
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+class _Translated:
     """Ours for the driver's; without its cause, which quotes the data in places."""
-    try:
-        yield
-    except TimeoutError:
-        raise StoreUnavailable(TOO_LATE) from None
-    except asyncpg.PostgresError as error:
-        raise _error(error) from None
-    except ValueError:
-        # `DataError` is an InterfaceError too, and says what was wrong by showing it.
-        raise StoreError("asyncpg refused a value") from None
-    except asyncpg.InternalClientError:
-        # "cannot switch to state …": the server's last word came while it was idle.
-        raise error_of(None, "the server had ended it", None) from None
-    except (asyncpg.InterfaceError, OSError) as error:
-        raise error_of(None, type(error).__name__, None) from None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is None:
+            return
+        try:
+            raise error
+        except TimeoutError:
+            raise StoreUnavailable(TOO_LATE) from None
+        except asyncpg.PostgresError as error:
+            raise _error(error) from None
+        except ValueError:
+            # `DataError` is an InterfaceError too, and says what was wrong by showing
+            # it.
+            raise StoreError("asyncpg refused a value") from None
+        except asyncpg.InternalClientError:
+            # "cannot switch to state …": the server's last word came while it was idle.
+            raise error_of(None, "the server had ended it", None) from None
+        except (asyncpg.InterfaceError, OSError) as error:
+            raise error_of(None, type(error).__name__, None) from None
+
+
+#: Keeps nothing, so that one is enough for all.
+_translated = _Translated()
