@@ -1,9 +1,10 @@
 """
 `python -m benchmarks.scale`: what a large table of sessions costs.
 
-Fills a table with sessions of some 300 bytes, and measures what a load and a save cost
-the web process and how long they take, how large the table is, how the cleanup gets on
-while requests come in, and what a lot of renewals and saves leaves behind.
+Fills a table with sessions of some 300 bytes, and measures what a load, a save and a
+creation cost the web process and PostgreSQL and how long they take, how large the table
+is, how long the list of a user with 1,000 sessions takes, how the cleanup gets on while
+requests come in, and what a lot of renewals and saves leaves behind.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from benchmarks import plot
-from benchmarks.world import DATA, newest_postgres
+from benchmarks.world import DATA, backends_of, newest_postgres
 from tornado_compas_session import PostgresSessionStore
+from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
+from tornado_compas_session.core.jsondata import encode
 from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.testing.embedded import EmbeddedPostgres
@@ -60,11 +63,12 @@ def size(sql: Connection) -> int:
 
 
 class Costs:
-    """CPU of this process and time of each call, of many calls at once."""
+    """CPU of this process and of PostgreSQL, and time, of many calls at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, sql: Connection) -> None:
+        self._sql = sql
         self.times: list[float] = []
-        self.cpu = 0.0
+        self.cpu = self.postgres = self.seconds = 0.0
 
     async def spend(
         self,
@@ -80,9 +84,12 @@ class Costs:
                 await call(number)
                 self.times.append(time.perf_counter() - begin)
 
-        cpu = time.process_time()
+        backends = backends_of(self._sql)
+        cpu, begin = time.process_time(), time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(at_once)))
         self.cpu = (time.process_time() - cpu) / len(numbers) * 1e6
+        self.seconds = time.perf_counter() - begin
+        self.postgres = (backends_of(self._sql) - backends) / len(numbers) * 1e6
 
     def at(self, share: float) -> float:
         times = sorted(self.times)
@@ -90,13 +97,13 @@ class Costs:
 
     def __str__(self) -> str:
         return (
-            f"{self.cpu:.0f} µs CPU, p50 {self.at(0.5):.2f} ms, "
-            f"p99 {self.at(0.99):.2f} ms"
+            f"{self.cpu:.0f} µs CPU, {self.postgres:.0f} µs of PostgreSQL, "
+            f"p50 {self.at(0.5):.2f} ms, p99 {self.at(0.99):.2f} ms"
         )
 
 
 async def load_and_save(
-    store: PostgresSessionStore, rows: int, calls: int, rounds: int
+    store: PostgresSessionStore, sql: Connection, rows: int, calls: int, rounds: int
 ) -> tuple[Costs, Costs]:
     """The rounds with the median CPU, each over other sessions picked at random."""
     chance = random.Random()  # no rows that an earlier run has warmed up
@@ -110,7 +117,7 @@ async def load_and_save(
         assert await store.save(name_of(number), 0, change)
 
     for _ in range(rounds):
-        loads, saves = Costs(), Costs()
+        loads, saves = Costs(sql), Costs(sql)
         numbers = [chance.randint(1, rows) for _ in range(calls)]
         await loads.spend(load, numbers)
         await saves.spend(save, numbers)
@@ -118,6 +125,39 @@ async def load_and_save(
         found[1].append(saves)
     middle = [sorted(many, key=lambda costs: costs.cpu)[rounds // 2] for many in found]
     return middle[0], middle[1]
+
+
+async def creations(store: PostgresSessionStore, sql: Connection, calls: int) -> str:
+    """New sessions, 64 at once, which are gone again after this."""
+    data = {key: encode(value) for key, value in DATA.items() if key != "user_id"}
+    made: list[str] = []
+
+    async def create(_: int) -> None:
+        made.append(new_handle())
+        secret = hash_secret(new_secret())
+        await store.create(made[-1], secret, SessionChange(data, idle=518400.0))
+
+    costs = Costs(sql)
+    await costs.spend(create, range(calls))
+    sql.execute("DELETE FROM compas_session WHERE handle = ANY(%s)", [made])
+    return f"create: {costs}, {calls / costs.seconds:,.0f} a second"
+
+
+async def listing(store: PostgresSessionStore, sql: Connection) -> str:
+    """The sessions of a user who has a thousand of them, 50 and all."""
+    mine = "UPDATE compas_session SET user_id = {} WHERE handle <= '000000001000'"
+    sql.execute(mine.format("'somebody'"))
+    sql.execute("VACUUM ANALYZE compas_session")
+    times: dict[int, list[float]] = {50: [], 1000: []}
+    for _ in range(30):
+        for limit, taken in times.items():
+            begin = time.perf_counter()
+            found = await store.sessions_of("somebody", limit=limit)
+            taken.append(time.perf_counter() - begin)
+            assert len(found) == limit
+    sql.execute(mine.format("'user-' || handle::int"))
+    told = (f"{limit}: {median(each) * 1e3:.1f} ms" for limit, each in times.items())
+    return f"list of a user with 1,000 sessions: {', '.join(told)}"
 
 
 async def cleanup(
@@ -133,11 +173,11 @@ async def cleanup(
         await store.load(name_of(number))
         await asyncio.sleep(0.005)  # a steady load, and not all that the machine can do
 
-    alone = Costs()
+    alone = Costs(sql)
     for _ in range(10):
         await alone.spend(call, numbers, at_once=16)
     deleted, batches = 0, []
-    meanwhile = Costs()
+    meanwhile = Costs(sql)
     cleaning = True
 
     async def visit() -> None:
@@ -181,7 +221,7 @@ async def wear(
             change = SessionChange({"counter": str(number)}, idle=518400.0)
         await store.save(name_of(number), 0, change)
 
-    costs = Costs()
+    costs = Costs(sql)
     begin = time.perf_counter()
     for _ in range(max(1, writes // 50_000)):
         numbers = [chance.randint(1, rows) for _ in range(min(writes, 50_000))]
@@ -210,8 +250,10 @@ async def measure(options: argparse.Namespace, dsn: str, sql: Connection) -> Non
         took = time.perf_counter() - begin
         print(f"\n{rows:,} sessions, filled in {took:.0f} s", flush=True)
         print(f"  {size(sql) / rows:.0f} bytes a session on disk, with the indexes")
-        loads, saves = await load_and_save(store, rows, options.calls, 5)
+        loads, saves = await load_and_save(store, sql, rows, options.calls, 5)
         print(f"  load: {loads}\n  save: {saves}", flush=True)
+        print(f"  {await creations(store, sql, options.calls)}", flush=True)
+        print(f"  {await listing(store, sql)}", flush=True)
         points["load"].append((rows, loads.cpu))
         points["save"].append((rows, saves.cpu))
     if len(points["load"]) > 1:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -55,6 +55,15 @@ def seconds_of(pid: int) -> float:
     text = Path(f"/proc/{pid}/stat").read_text()
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def backends_of(sql: psycopg.Connection[Any]) -> float:
+    """The CPU time of the backends of PostgreSQL that live now, but for our own."""
+    pids = sql.execute(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    return sum(seconds_of(pid) for (pid,) in pids)
 
 
 def newest_postgres() -> Path | None:
@@ -164,11 +173,7 @@ class World:
 
     def counters(self, server: WebProcess) -> Counters:
         statements = wal = 0
-        pids = self.sql.execute(
-            "SELECT pid FROM pg_stat_activity"
-            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
-        backends = sum(seconds_of(pid) for (pid,) in pids)
+        backends = backends_of(self.sql)
         row = self.sql.execute(
             "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
         ).fetchone()
