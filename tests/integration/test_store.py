@@ -76,8 +76,17 @@ def brief(
     return one, two
 
 
-@pytest.fixture(scope="module", params=["connect", *DRIVERS, "partitioned"])
+#: What a store asks of Citus, for one that only thinks that there is one.
+CITUS = """
+CREATE FUNCTION citus_total_relation_size(regclass) RETURNS bigint
+   LANGUAGE sql AS 'SELECT pg_total_relation_size($1)'
+"""
+
+
+@pytest.fixture(scope="module", params=["connect", *DRIVERS, "partitioned", "apart"])
 def kind(request: pytest.FixtureRequest) -> str:
+    """A driver; or a table in partitions; or a store that takes it for a distributed
+    one, as it does where the table was that until a moment ago."""
     return str(request.param)
 
 
@@ -88,6 +97,9 @@ def dsn(kind: str, databases: Any, template_database: str) -> Iterator[str]:
     dsn = databases.dsn(name)
     if kind == "partitioned":
         partition(dsn)
+    elif kind == "apart":
+        with psycopg.connect(dsn) as connection:
+            connection.execute(CITUS)
     yield dsn
     databases.drop(name)
 
@@ -115,12 +127,11 @@ class TestPostgresStore(StoreSuite):
                 connection.execute(sql, values or None)
 
         run("DELETE FROM compas_session")
-        driver = "connect" if kind == "partitioned" else kind
-        return Bench(
-            new_store(driver, dsn),
-            lambda seconds: run(PASS_TIME, past=seconds),
-            new_store(driver, dsn),
-        )
+        driver = kind if kind in DRIVERS else "connect"
+        one, two = new_store(driver, dsn), new_store(driver, dsn)
+        for store in (one, two):
+            store._database._distributed = kind == "apart" or None
+        return Bench(one, lambda seconds: run(PASS_TIME, past=seconds), two)
 
 
 @pytest.mark.slow
