@@ -119,7 +119,7 @@ async def test_a_store_goes_on_where_the_table_is_moved(empty_database: str) -> 
     """To a cluster and back: no process has to be started again."""
     command = ["migrate", "--database-url", empty_database]
     assert 0 == await asyncio.to_thread(main, command)
-    store = await made("connect", empty_database)
+    store = await made("connect", empty_database, timeout=20)
     handles = [await created(store) for _ in range(10)]
 
     async def used(number: int) -> None:

@@ -34,6 +34,15 @@ DISTRIBUTE = compile_statement(
     "SELECT create_distributed_table('compas_session', 'handle',"
     " shard_count => 32, colocate_with => 'none')",
 )
+# In place of the statement of that name: the lock is taken where a session with the
+# user's name would be, so that all meet there, whichever server they ask.
+QUEUE_FOR_USER = compile_statement(
+    "queue_for_user",
+    "SELECT pg_advisory_xact_lock("
+    "hashtextextended(:user_id::text, 7290217303148223) + 0 * c.n)"
+    " FROM (SELECT count(*) AS n FROM compas_session s"
+    " WHERE s.handle = :user_id::text) AS c",
+)
 SIZE = compile_statement("size", "SELECT citus_total_relation_size('compas_session')")
 
 # `delete_expired` in three, because no statement may lock rows of several servers.

@@ -13,6 +13,7 @@ from typing import Any
 from tornado_compas_session.core.protocols import Connection, Row
 from tornado_compas_session.core.types import Identity
 from tornado_compas_session.stores.database import Database
+from tornado_compas_session.stores.distributed import QUEUE_FOR_USER
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rowqueue import RowQueue
 
@@ -78,7 +79,9 @@ class SignIns:
         if identity.allowed is None or user is None:
             return
         on = self._database.on
-        await on(connection, "queue_for_user", user_id=user)
+        spread = await self._database.is_distributed()
+        queue = QUEUE_FOR_USER if spread else "queue_for_user"
+        await on(connection, queue, user_id=user)
         others = identity.allowed - 1
         surplus = await on(
             connection, "surplus_sessions", user_id=user, handle=handle, others=others
