@@ -20,6 +20,7 @@ from tests.integration.test_cleaner import fill
 from tests.store_suite import change, created, data_of
 from tornado_compas_session import PostgresSessionStore, StoreUnavailable
 from tornado_compas_session.exceptions import LockTimeout
+from tornado_compas_session.stores.distributed import QUEUE_FOR_USER
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.doctor import diagnose
 
@@ -180,6 +181,21 @@ async def test_no_count_is_lost(
 
         await asyncio.gather(*(count(stores[n % 2]) for n in range(16)))
         assert list(range(1, total + 1)) == sorted(answers)
+
+
+async def test_sign_ins_of_a_user_meet_wherever_they_begin(
+    database: str, databases: Schemas
+) -> None:
+    """While one is under way on the coordinator, one on a worker waits."""
+    async with two_stores("connect", database, databases) as stores:
+        one, two = (store._database for store in stores)
+        assert await one.is_distributed() and await two.is_distributed()
+        for user in ("ada", "bob", "eve"):
+            async with one.transaction(5) as connection:
+                await one.on(connection, QUEUE_FOR_USER, user_id=user)
+                with pytest.raises(LockTimeout):
+                    async with two.transaction(5, lock=0.1) as other:
+                        await two.on(other, QUEUE_FOR_USER, user_id=user)
 
 
 @drivers
