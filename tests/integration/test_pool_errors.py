@@ -12,10 +12,11 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from tests.conftest import Databases
-from tests.drivers import DRIVERS, make_adapter
+from tests.drivers import DRIVERS, make_adapter, make_store
 from tornado_compas_session import StoreError
 from tornado_compas_session.core.protocols import Pool
 from tornado_compas_session.exceptions import ConnectionLost, UnstorableText
+from tornado_compas_session.stores.migrations import migrate
 from tornado_compas_session.stores.pools.queries import compile_statement
 
 MakePool = Callable[..., Awaitable[Pool]]
@@ -208,6 +209,19 @@ async def test_what_the_encoding_has_no_place_for_is_one_visitors_trouble(
     echo = (await pool.fetch(ECHO, text="é", texts=["é", "ü"]))[0]
     assert ("é", ["é", "ü"]) == tuple(echo)
     assert before == tuple((await pool.fetch(PID))[0])
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "UTF8"])
+async def test_check_names_the_encoding(
+    encoded: Callable[[str], str], encoding: str, caplog: pytest.LogCaptureFixture
+):
+    """As the doctor does: in a warning, for most texts are kept all the same."""
+    dsn = encoded(encoding)
+    await migrate(dsn)
+    store = await make_store("connect", dsn)
+    await store.check()
+    await store.close()
+    assert (encoding != "UTF8") == (f"keeps text in {encoding};" in caplog.text)
 
 
 async def test_momoko_says_what_its_dsn_lacks(encoded: Callable[[str], str]):

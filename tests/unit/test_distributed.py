@@ -30,7 +30,7 @@ MANY = {
     *("revoke_all", "stats", "top_users", "check_session_table"),
 }
 #: They name no table.
-NO_TABLE = {"queue_for_user"}
+NO_TABLE = {"queue_for_user", "encoding"}
 ONE_ROW = sorted(set(statements()) - BATCHES - MANY - NO_TABLE)
 
 

@@ -128,5 +128,17 @@ class PostgresUserSessions:
         return [(row[0], int(row[1])) for row in rows]
 
     async def check(self) -> None:
-        """Raises `SchemaMissing` or `StoreUnavailable` if sessions cannot be kept."""
+        """
+        Raises `SchemaMissing` or `StoreUnavailable` if sessions cannot be kept.
+
+        A database in another encoding than UTF8, which cannot keep every text, is
+        named in a warning.
+        """
         await self._database.alone("check_session_table")
+        [(encoding,)] = await self._database.alone("encoding")
+        if encoding != "UTF8":
+            logger.warning(
+                "the database keeps text in %s; sessions hold any text, and want a "
+                "database made with ENCODING 'UTF8' (docs/pools.md)",
+                encoding,
+            )
