@@ -219,10 +219,8 @@ async def test_control_any_success_is_the_end(database: str, said, monkeypatch):
     """Where reads and writes are one kind, and the next success ends it, it floods."""
     monkeypatch.setattr(trouble, "_QUIET", 0.0)
     monkeypatch.setattr(Trouble, "watch", lambda self, kind: Watch(self, "requests"))
-    async with site("connect", database) as visited:
-        async with table_locked(database, "SHARE"):
-            await asyncio.sleep(2)
-        await over(visited)
+    async with site("connect", database), table_locked(database, "SHARE"):
+        await asyncio.sleep(2)
 
     assert len(said()) > 5
 

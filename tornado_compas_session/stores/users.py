@@ -138,7 +138,7 @@ class PostgresUserSessions:
         [(encoding,)] = await self._database.alone("encoding")
         if encoding != "UTF8":
             logger.warning(
-                "the database keeps text in %s; sessions hold any text, and want a "
-                "database made with ENCODING 'UTF8' (docs/pools.md)",
+                "the database keeps text in %s; sessions hold any text, and want one "
+                'that is made with ENCODING UTF8 (see "Pools" in the documentation)',
                 encoding,
             )
