@@ -79,7 +79,7 @@ def make_manager(
 ) -> SessionManager:
     extra = {
         name: options.pop(name)
-        for name in ("draw_handle", "draw_secret", "on_reuse")
+        for name in ("draw_handle", "draw_secret", "on_event", "on_reuse")
         if name in options
     }
     return SessionManager(

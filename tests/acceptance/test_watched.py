@@ -40,8 +40,6 @@ def test_they_record_what_left_and_how_long_it_took(package: str, database: str)
     assert [[good], [good], [bad]] == [
         [status for status, _ in recorded] for *_, recorded in asked
     ]
-    for _, took, [(_, recorded)] in asked:
-        assert recorded <= took + 0.05
     assert asked[1][2][0][1] >= LOCKED
     assert "Traceback" not in log, log
 

@@ -137,7 +137,9 @@ async def ask(dsn: str, kind: type[Application], recorded: Recorded) -> list[Any
     async def post(browser: Browser) -> None:
         before = len(recorded())
         response = await browser.post()
-        await asyncio.sleep(0.05)  # who watches is told after the client
+        async with asyncio.timeout(10):
+            while len(recorded()) == before:  # who watches is told after the client
+                await asyncio.sleep(0.01)
         found.append([response.code, response.request_time, recorded()[before:]])
 
     with serve(app) as url:

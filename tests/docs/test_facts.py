@@ -23,7 +23,7 @@ ENVIRONMENT = Environment("Shop", ("a-key-for-the-tests-only",), True, "example.
 #: Their defaults come from the environment, and are said in words.
 IN_WORDS = {"key", "domain", "secure"}
 #: Arguments of `session_settings` that are no options of the cookie.
-ARGUMENTS = {"environ", "on_reuse", "store"}
+ARGUMENTS = {"environ", "on_event", "on_reuse", "store"}
 
 
 def table(page: str, head: str) -> dict[str, str]:

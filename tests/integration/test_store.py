@@ -206,3 +206,28 @@ async def test_a_store_that_is_closed_leaves_no_connection(
             ).fetchone():
                 connection.rollback()
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("driver", ["connect", *DRIVERS])
+async def test_metrics_count_what_is_done(database: str, driver: str) -> None:
+    """Batches, what was in them, their time; and the connections that are in use."""
+    store = await make_store(driver, database)
+    told: list[dict[str, Any]] = []
+    store.listen(lambda name, **info: told.append({"name": name, **info}))
+    handle = await created(store)
+    before = store.metrics()
+    await asyncio.gather(*[store.load(handle) for _ in range(5)])
+    after = store.metrics()
+
+    assert 1 == after["create_batches"] == after["create_items"]
+    assert 1 == after["load_batches"] - before["load_batches"]
+    assert 0 == after["load_waiting"] == after["load_under_way"]
+    assert after["load_seconds"] > before["load_seconds"]
+    assert {"name": "store.batch", "kind": "load", "size": 1, "error": None} == {
+        key: told[-1][key] for key in ("name", "kind", "size", "error")
+    }
+    assert 1 <= after["pool_size"] <= 10
+    assert 0 == after["pool_in_use"]
+    async with store.lock(handle, 0, 2):
+        assert 1 == store.metrics()["pool_in_use"]
+    await store.close()

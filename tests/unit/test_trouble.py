@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 
 from tests.factories import TroubledStore, load_session, make_manager
 from tornado_compas_session import SessionGone, StoreError, StoreUnavailable
 from tornado_compas_session.core import trouble as module
+from tornado_compas_session.core.events import Events
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.exceptions import LockTimeout
@@ -168,16 +170,23 @@ async def test_the_next_trouble_is_another(trouble, caplog):
 
 async def test_whoever_watches_hears_of_it(trouble):
     """The beginning, each change, and the end: for a metric or an alarm of yours."""
-    heard: list[tuple[str, str]] = []
-    trouble.on_change = lambda what, text: heard.append((what, text))
+    heard: list[tuple[str, Any]] = []
+    trouble.tell = Events(lambda name, info: heard.append((name, info)))
     for _ in range(3):
         trouble.failed("reads", away())
         trouble.failed("reads", away("too many connections"))
     trouble.worked("reads")
     await over(trouble)
 
-    assert ["trouble", "trouble", "works again"] == [what for what, _ in heard]
-    assert "reads: no route to the host" == heard[0][1]
+    assert ["store.trouble", "store.trouble", "store.works"] == [
+        name for name, _ in heard
+    ]
+    assert {
+        "kind": "reads",
+        "error": "StoreUnavailable",
+        "message": "no route to the host",
+    } == heard[0][1]
+    assert 6 == heard[2][1]["requests"]
 
 
 async def test_a_block_that_is_watched(trouble):
@@ -217,7 +226,7 @@ async def test_a_store_that_tells_nothing_is_told_of(caplog):
     store.failing = ""
     await load_session(manager, [cookie.partition(";")[0]])
     await session.save()
-    await over(manager._committer._guard._trouble)
+    await over(manager._committer._guard.trouble)
 
     assert 3 == len(lines(caplog))
     assert "10 requests were refused" in lines(caplog)[-1]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
+from tornado_compas_session.core.events import Events
 from tornado_compas_session.core.ids import hash_secret, parse_id
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import RetiredId, SessionRecord, user_of
@@ -48,6 +49,9 @@ Reader = tuple[Callable[[Iterable[str]], list[str]], Callable[[str], Presented |
 
 class CookieJarReader:
     """Finds the session ids in Cookie headers, and verifies them."""
+
+    #: Hears what happens, if somebody wants to know.
+    tell: Events | None = None
 
     def __init__(self, options: SessionOptions, keys: KeyRing) -> None:
         self.options = options
@@ -82,6 +86,8 @@ class CookieJarReader:
     def _log_refused(self) -> None:
         """At most a line a second, however many a stranger sends."""
         self._refused += 1
+        if self.tell is not None:
+            self.tell("session.refused", reason="cookie", handle=None)
         now = time.monotonic()
         if now - self._refused_logged >= 1:
             self._refused_logged = now
@@ -113,6 +119,9 @@ def _unsigned(text: str) -> Presented | None:
 
 class Doorkeeper:
     """Lets a request in to the session that its cookies open, if one does."""
+
+    #: Hears what happens, if somebody wants to know.
+    tell: Events | None = None
 
     def __init__(self, options: SessionOptions, on_reuse: ReuseHook | None) -> None:
         self.options = options
@@ -247,6 +256,8 @@ class Doorkeeper:
             "somebody may have copied it",
             record.handle,
         )
+        if self.tell is not None:
+            self.tell("session.reused", handle=record.handle)
         if self._on_reuse is None:
             return
         try:

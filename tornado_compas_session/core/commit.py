@@ -9,9 +9,11 @@ block of `lock()`. What there is to do is decided in `Planner.next` (plan.py).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from tornado_compas_session.core.change import Ledger
+from tornado_compas_session.core.events import Events
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
 from tornado_compas_session.core.plan import Planner, Step
@@ -33,6 +35,9 @@ _HANDLE_TRIES = 3
 class Committer:
     """Writes what is planned of a session, and tells the session what became of it."""
 
+    #: Hears what happens, if somebody wants to know.
+    tell: Events | None = None
+
     def __init__(
         self,
         planner: Planner,
@@ -50,13 +55,29 @@ class Committer:
 
     async def commit(self, session: Session, *, automatic: bool) -> None:
         """Writes until nothing is left, once it is this commit's turn; see `all`."""
-        async with session.busy():
-            if session.block_error is not None:
-                raise SessionError(
-                    "the response was finished inside of lock(), and the block failed "
-                    "then"
-                ) from session.block_error
-            await self.all(session, automatic=automatic)
+        began, outcome, life = time.monotonic(), "saved", session.life
+        record = life.record or life.doomed
+        try:
+            async with session.busy():
+                if session.block_error is not None:
+                    raise SessionError(
+                        "the response was finished inside of lock(), and the block "
+                        "failed then"
+                    ) from session.block_error
+                await self.all(session, automatic=automatic)
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            if self.tell is not None:
+                record = record or life.record
+                handle = None if record is None else record.handle
+                if outcome == "SessionGone":
+                    self.tell("session.refused", reason="gone", handle=handle)
+                seconds = time.monotonic() - began
+                self.tell(
+                    "session.commit", handle=handle, outcome=outcome, seconds=seconds
+                )
 
     async def all(self, session: Session, *, automatic: bool) -> None:
         """
@@ -161,7 +182,7 @@ class Committer:
             )
             life.created(record)
             self._written(session, step, ledger)
-            logger.info("session %s created", handle)
+            self._happened("created", handle)
             return
         raise StoreError(
             f"{_HANDLE_TRIES} random handles in a row were taken; "
@@ -263,10 +284,13 @@ class Committer:
         life = session.life
         if secret is None:
             life.saved(saved)
+            if self.tell is not None and step.change.only_renews and life.record:
+                self.tell("session.renewed", handle=life.record.handle)
         else:
             life.regenerated(saved, secret)
             if life.record is not None:
-                logger.info("session %s regenerated", life.record.handle)
+                renewed = "renewed" if step.renews_cookie else "regenerated"
+                self._happened(renewed, life.record.handle)
         self._written(session, step, ledger)
 
     def _written(self, session: Session, step: Step, ledger: Ledger) -> None:
@@ -288,4 +312,9 @@ class Committer:
     def _ended(self, session: Session, doomed: SessionRecord, *, done: bool) -> None:
         session.life.ended(done=done)
         if done:
-            logger.info("session %s destroyed", doomed.handle)
+            self._happened("destroyed", doomed.handle)
+
+    def _happened(self, what: str, handle: str) -> None:
+        logger.info("session %s %s", handle, what)
+        if self.tell is not None:
+            self.tell("session." + what, handle=handle)

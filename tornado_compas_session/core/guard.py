@@ -29,7 +29,7 @@ class Guard:
     def __init__(self, timeout: float, trouble: Trouble | None = None) -> None:
         self.timeout = timeout
         self._tells = trouble is None
-        self._trouble = Trouble() if trouble is None else trouble
+        self.trouble = Trouble() if trouble is None else trouble
         self._deadlines = Deadlines(timeout)
 
     @property
@@ -43,7 +43,7 @@ class Guard:
             result = await self._deadlines.run(work)
         except StoreError as error:
             if self._tells:
-                self._trouble.failed(kind, error)
+                self.trouble.failed(kind, error)
             raise
         except SessionError:
             raise
@@ -61,10 +61,10 @@ class Guard:
         except Exception as error:
             failed = f"the session store failed: {type(error).__name__}"
             raise self._met(kind, StoreError(failed)) from error
-        if self._tells and self._trouble.now is not None:
-            self._trouble.worked(kind)
+        if self._tells and self.trouble.now is not None:
+            self.trouble.worked(kind)
         return result
 
     def _met(self, kind: str, error: StoreError) -> StoreError:
-        self._trouble.failed(kind, error)
+        self.trouble.failed(kind, error)
         return error

@@ -20,6 +20,7 @@ from tornado_compas_session.core.arrival import (
 )
 from tornado_compas_session.core.commit import Committer
 from tornado_compas_session.core.departure import Departures
+from tornado_compas_session.core.events import EventHook, Events
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.ids import new_handle, new_secret
 from tornado_compas_session.core.keeper import SessionKeeper
@@ -44,10 +45,12 @@ class SessionManager:
         store: SessionStore,
         *,
         on_reuse: ReuseHook | None = None,
+        on_event: EventHook | None = None,
         draw_handle: Callable[[], str] = new_handle,
         draw_secret: Callable[[], str] = new_secret,
     ) -> None:
         self.options = options
+        self._tell = tell = None if on_event is None else Events(on_event)
         self.keys = keys
         self.store = store
         self.lifetimes = Lifetimes(options)
@@ -63,6 +66,10 @@ class SessionManager:
             draw_secret=draw_secret,
         )
         self._keeper = SessionKeeper(store, self.lifetimes, self._committer, guard)
+        if tell is not None:
+            self._door.tell = self._committer.tell = guard.trouble.tell = tell
+            if (listen := getattr(store, "listen", None)) is not None:
+                listen(tell)
 
     @property
     def keys(self) -> KeyRing:
@@ -73,6 +80,7 @@ class SessionManager:
     def keys(self, keys: KeyRing) -> None:
         self._keys = keys
         self._reader = CookieJarReader(self.options, keys)
+        self._reader.tell = self._tell
 
     # ── the beginning of a request ───────────────────────────────────────────────
 

@@ -60,7 +60,8 @@ class Pool(Protocol):
     that has taken effect, or half a second later, with the connection closed.
 
     A pool may tell with a property `size: int` how many connections it has at most;
-    where it does not, the store counts on 4.
+    where it does not, the store counts on 4. With `in_use: int` it tells how many of
+    them are in use, for `metrics()`.
     """
 
     async def fetch(

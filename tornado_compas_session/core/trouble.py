@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
 from types import TracebackType
 
+from tornado_compas_session.core.events import Events
 from tornado_compas_session.exceptions import LockTimeout, StoreError
 
 logger = logging.getLogger("tornado_compas_session")
@@ -33,8 +33,8 @@ class Trouble:
         self._requests = 0
         self._timer: asyncio.TimerHandle | None = None
         self._worked: set[str] = set()
-        #: Hears of the beginning and the end, with what `describe` says.
-        self.on_change: Callable[[str, str], None] | None = None
+        #: Hears of the beginning and the end, if somebody wants to know.
+        self.tell: Events | None = None
 
     @property
     def now(self) -> StoreError | None:
@@ -55,8 +55,9 @@ class Trouble:
         if what not in self._said:
             self._said.add(what)
             logger.error("the session store is in trouble: %s fail: %s", kind, error)
-            if self.on_change is not None:
-                self.on_change("trouble", f"{kind}: {error}")
+            if self.tell is not None:
+                name, message = type(error).__name__, str(error)
+                self.tell("store.trouble", kind=kind, error=name, message=message)
 
     def worked(self, kind: str) -> None:
         """Something of this kind has worked; cheap while all is well."""
@@ -93,8 +94,8 @@ class Trouble:
                 lasted,
                 self._requests,
             )
-            if self.on_change is not None:
-                self.on_change("works again", f"{lasted:.1f} s")
+            if self.tell is not None:
+                self.tell("store.works", seconds=lasted, requests=self._requests)
 
 
 class Watch:

@@ -81,9 +81,13 @@ class Batcher(Generic[Item, Result]):
         "_queue",
         "_send",
         "_under_way",
+        "batches",
+        "items",
         "lanes",
         "max_batch",
         "max_waiting",
+        "on_batch",
+        "seconds",
         "timeout",
     )
 
@@ -104,6 +108,10 @@ class Batcher(Generic[Item, Result]):
         self.max_waiting = max_waiting
         self.timeout = timeout
         self._apart = False
+        #: How many queries have ended, the items in them, and the seconds they took.
+        self.batches, self.items, self.seconds = 0, 0, 0.0
+        #: Called with the size of a batch, its seconds, and what it met.
+        self.on_batch: Callable[[int, float, BaseException | None], None] | None = None
         self._queue: deque[_Entry] = deque()
         self._looked_at: Waiter | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -214,6 +222,7 @@ class Batcher(Generic[Item, Result]):
         try:
             outcomes = await self._send(items, over - now)
         except BaseException as error:
+            self._count(len(items), loop.time() - now, error)
             if isinstance(error, asyncio.CancelledError):
                 # Ours after the time limit, or a driver's whose other caller left.
                 error = StoreUnavailable("the query of the session store was cancelled")
@@ -222,6 +231,7 @@ class Batcher(Generic[Item, Result]):
             if not isinstance(error, Exception):
                 raise
             return
+        self._count(len(items), loop.time() - now)
         for key, group in waiters.items():
             outcome = outcomes.get(key)
             if isinstance(outcome, asyncio.Task):
@@ -230,6 +240,15 @@ class Batcher(Generic[Item, Result]):
                 _fail(group, outcome)
             else:
                 _tell(group, outcome)
+
+    def _count(
+        self, size: int, seconds: float, error: BaseException | None = None
+    ) -> None:
+        self.batches += 1
+        self.items += size
+        self.seconds += seconds
+        if self.on_batch is not None:
+            self.on_batch(size, seconds, error)
 
     def _give_up(
         self, task: asyncio.Task[None], waiters: dict[Hashable, list[Waiter]]

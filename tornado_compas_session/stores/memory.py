@@ -195,6 +195,10 @@ class MemorySessionStore:
         finally:
             lock.release()
 
+    def metrics(self) -> dict[str, float]:
+        """How many sessions there are, in the manner of `PostgresSessionStore`."""
+        return {"sessions": len(self)}
+
     # ── UserSessions ─────────────────────────────────────────────────────────────
 
     async def sessions_of(

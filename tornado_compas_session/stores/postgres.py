@@ -10,7 +10,7 @@ hashed before they get here, so no statement, log or error ever sees one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ from tornado_compas_session.stores.batches import (
     Sum,
     Sums,
 )
-from tornado_compas_session.stores.batching import reserve
+from tornado_compas_session.stores.batching import Batcher, reserve
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rows import new, one, record_of, saved_of, turned
@@ -80,6 +80,12 @@ class PostgresSessionStore(PostgresUserSessions):
         self._saves = Saves(database, self._rows, limits)
         self._sums = Sums(database, self._rows, limits)
         self._sign_ins = SignIns(database, self._rows)
+        self._batchers: dict[str, Batcher[Any, Any]] = {
+            "load": self._loads.batcher,
+            "create": self._creates.batcher,
+            "save": self._saves.batcher,
+            "increment": self._sums.batcher,
+        }
         #: Knows what ails the database, and logs its beginning and its end.
         self.trouble = Trouble()
         self._reads = self.trouble.watch("reads")
@@ -119,6 +125,40 @@ class PostgresSessionStore(PostgresUserSessions):
     def problem(self) -> StoreError | None:
         """What ails the database, until it answers again; `/_health` logs it."""
         return self.trouble.now
+
+    def metrics(self) -> dict[str, float]:
+        """
+        How it goes, in flat numbers, for a collector to ask for at any time.
+
+        For loads, creates, saves and increments (`load_waiting` and so on): requests
+        that are `waiting`, batches `under_way`, and since the start the `batches`, the
+        `items` in them and the `seconds` they took. `pool_size` is how many connections
+        there may be, and `pool_in_use` how many are used by anybody, where the pool
+        tells.
+        """
+        found: dict[str, float] = {}
+        for kind, batcher in self._batchers.items():
+            for name in ("waiting", "under_way", "batches", "items", "seconds"):
+                found[f"{kind}_{name}"] = getattr(batcher, name)
+        found["pool_size"] = self._database.size
+        if (in_use := getattr(self._database.pool, "in_use", None)) is not None:
+            found["pool_in_use"] = in_use
+        return found
+
+    def listen(self, tell: Callable[..., None]) -> None:
+        """Tells of every batch from now on: what `on_event` asks for."""
+
+        def listener(kind: str) -> Callable[[int, float, BaseException | None], None]:
+            return lambda size, seconds, error: tell(
+                "store.batch",
+                kind=kind,
+                size=size,
+                seconds=seconds,
+                error=None if error is None else type(error).__name__,
+            )
+
+        for kind, batcher in self._batchers.items():
+            batcher.on_batch = listener(kind)
 
     # ── SessionStore ─────────────────────────────────────────────────────────────
 

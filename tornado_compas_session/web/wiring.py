@@ -12,6 +12,7 @@ import tornado
 from tornado_compas_session.browsers import is_public_suffix
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.core.cookie_only import CookieSessionManager
+from tornado_compas_session.core.events import EventHook
 from tornado_compas_session.core.manager import ReuseHook, SessionManager
 from tornado_compas_session.core.protocols import Pool, SessionStore
 from tornado_compas_session.exceptions import SettingsError
@@ -47,6 +48,7 @@ def session_settings(
     *,
     environ: Mapping[str, str] | None = None,
     on_reuse: ReuseHook | None = None,
+    on_event: EventHook | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """
@@ -63,7 +65,9 @@ def session_settings(
     replaced: `{**session_settings(…), "cookie_secret": mine}`. `on_reuse` is called
     with a `RetiredId` when an id is used that a session had before it was regenerated,
     and its grace is over: as a rule the work of a thief;
-    `await store.revoke(retired.handle)` ends the session.
+    `await store.revoke(retired.handle)` ends the session. `on_event` is called with the
+    name of what happens and a dict of what belongs to it ("Monitoring" in the
+    documentation has them all); it must not wait. Without a store neither is called.
     """
     if tornado.version_info < MIN_TORNADO:
         raise SettingsError(
@@ -71,6 +75,8 @@ def session_settings(
             "upgrade with: pip install 'tornado>=6.5.9'"
         )
     problems = [*_wrong_store(store), *_wrong_names(options)]
+    if inspect.iscoroutinefunction(on_event) or not callable(on_event or print):
+        problems.append("on_event: it is called and not awaited; pass a plain function")
     try:
         environment = Environment.from_env(environ)
     except SettingsError as error:
@@ -97,7 +103,9 @@ def session_settings(
         MANAGER: (
             CookieSessionManager(resolved, keys)
             if store is None
-            else SessionManager(resolved, keys, store, on_reuse=on_reuse)
+            else SessionManager(
+                resolved, keys, store, on_reuse=on_reuse, on_event=on_event
+            )
         ),
     }
     if tornado.version_info >= (6, 6):

@@ -158,6 +158,12 @@ class AsyncpgPool:
         """The most connections that it has."""
         return int(self._pool.get_max_size())
 
+    @property
+    def in_use(self) -> int:
+        """How many of them are in use now."""
+        pool = self._pool
+        return int(pool.get_size() - pool.get_idle_size()) - len(self._kept)
+
     async def fetch(
         self, statement: Statement, *, timeout: float | None = None, **values: Any
     ) -> Sequence[Row]:

@@ -77,6 +77,11 @@ class MomokoPool:
         """The most connections that it has."""
         return int(self.momoko.max_size)
 
+    @property
+    def in_use(self) -> int:
+        """How many of them are in use now."""
+        return len(self.momoko.conns.busy)
+
     async def fetch(
         self, statement: Statement, *, timeout: float | None = None, **values: Any
     ) -> Sequence[Row]:

@@ -99,6 +99,12 @@ class PsycopgPool:
         """The most connections that it has."""
         return self._pool.max_size
 
+    @property
+    def in_use(self) -> int:
+        """How many of them are in use now."""
+        stats = self._pool.get_stats()
+        return stats["pool_size"] - stats["pool_available"]
+
     async def fetch(
         self, statement: Statement, *, timeout: float | None = None, **values: Any
     ) -> Sequence[Row]:
