@@ -351,6 +351,9 @@ class Simulation:
                 )
         if request.expects is None or (self.attacked and self.dos_excused):
             return
+        now = self.clock.time()
+        if self.store is None and any(c.ends and c.ends <= now for c in request.sent):
+            return  # it was under way for days, and what it carries has expired
         if self.attacked and self.overlapped:
             return
         user, keys = request.expects
