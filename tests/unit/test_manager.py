@@ -744,3 +744,15 @@ async def test_a_store_that_knows_no_users():
     session["user_id"] = 7
     with pytest.raises(SessionError, match="Plain cannot"):
         await session.devices()
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
+async def test_a_timeout_of_a_lock_is_a_number_of_seconds(timeout):
+    """Anything else is refused before anything is locked; 0 does not wait."""
+    _, session = await started(make_manager())
+
+    with pytest.raises(ValueError, match="number of seconds"):
+        async with session.lock(timeout):
+            pass
+    async with session.lock(0):
+        session["b"] = 2

@@ -6,6 +6,7 @@ same request has to wait for its end.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,12 @@ class Blocks:
     ) -> AsyncIterator[None]:
         """Locks the session for the length of the block; see `Session.lock`."""
         timeout = self._seconds if timeout is None else timeout
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not (is_number and 0 <= timeout < math.inf):
+            raise ValueError(
+                "the timeout of lock() is a number of seconds from 0 on, or None for "
+                "the option's"
+            )
         if self.is_inside(session):
             raise SessionError("lock() is open already; it cannot be nested")
         if session.locked and not await self._ends(session, timeout):

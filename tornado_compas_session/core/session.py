@@ -299,7 +299,8 @@ class Session(Content):
         changed is saved and the lock released; an exception undoes the block's
         changes, here and in the store. Raises `LockTimeout` if the lock does not come
         within `timeout` seconds (the option `timeout` unless given; 0 does not wait),
-        `SessionGone` if the session has ended. Keep the block short: it holds a
+        `SessionGone` if the session has ended, `ValueError` for a timeout that is no
+        number of seconds. Keep the block short: it holds a
         connection. To count, use `increment()`.
         """
         return _Block(self._keeper.lock(self, timeout))
