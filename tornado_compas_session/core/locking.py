@@ -36,8 +36,7 @@ class Blocks:
     ) -> AsyncIterator[None]:
         """Locks the session for the length of the block; see `Session.lock`."""
         timeout = self._seconds if timeout is None else timeout
-        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if not (is_number and 0 <= timeout < math.inf):
+        if type(timeout) not in (int, float) or not 0 <= timeout < math.inf:
             raise ValueError(
                 "the timeout of lock() is a number of seconds from 0 on, or None for "
                 "the option's"
