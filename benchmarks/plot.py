@@ -68,7 +68,7 @@ def bars(
     groups: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> str:
     """An SVG of groups of lying bars; each is made of a part for each of the kinds."""
-    width, left, right, row = 400, 160, 44, 20
+    width, left, right, row = 400, 176, 56, 20
     highest = max(sum(bar) for group in groups.values() for bar in group.values())
     scale = (width - left - right) / highest
     parts = [_text(4, 18, title, kind="head")]

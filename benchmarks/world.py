@@ -163,7 +163,9 @@ class World:
             f" updated_at = now() - interval '{before} s', secret_at = now()"
         )
         self.sql.execute(f"UPDATE careful SET {expires}")
-        self.sql.execute("VACUUM compas_session, careful")
+        # So that after a checkpoint all tables have their pages in the WAL.
+        self.sql.execute("UPDATE hand_written SET expires_at = expires_at")
+        self.sql.execute("VACUUM compas_session, careful, hand_written")
 
     def serve(self, variant: str) -> WebProcess:
         """Starts a web process, and waits until it answers."""
