@@ -27,8 +27,6 @@ POOL = 10
 OTHERS = 20
 #: How long the others are watched, and how long one visitor is inside of lock().
 SECONDS = 3.0
-#: How long a request is under way whose session ends meanwhile.
-LATE = 0.4
 
 
 class Lock(SessionMixin, RequestHandler):
@@ -60,10 +58,14 @@ class EndOthers(SessionMixin, RequestHandler):
 
 
 class Late(SessionMixin, RequestHandler):
-    """Writes a while after its session was loaded."""
+    """Writes after its session was loaded, and has ended meanwhile."""
+
+    loaded = 0
+    ended: asyncio.Event
 
     async def post(self):
-        await asyncio.sleep(LATE)
+        Late.loaded += 1
+        await Late.ended.wait()
         self.session["late"] = True
 
 
@@ -176,10 +178,13 @@ async def everybody_waits(url: str, dsn: str) -> AsyncIterator[dict[str, Any]]:
         visitor.cookie = ending[0].cookie
 
     async def refused() -> list[tuple[int, float]]:
+        Late.loaded, Late.ended = 0, asyncio.Event()
         asking = asyncio.ensure_future(ask(late, "/late"))
-        await asyncio.sleep(LATE / 2)
+        while Late.loaded < len(late):
+            await asyncio.sleep(0.01)
         await other.execute("DELETE FROM compas_session WHERE data->>'mark' = 'late'")
         await other.commit()
+        Late.ended.set()
         return await asking
 
     locker = await psycopg.AsyncConnection.connect(dsn)
@@ -243,7 +248,7 @@ async def test_the_others_are_served_while_some_wait(database: str, driver: str)
     assert [] == answers["wrong"]
     assert {200} == answers["statuses"]
     assert {409} == answers["late"]
-    assert answers["latest"] < LATE + 1
+    assert answers["latest"] < 1.5
 
 
 async def test_control_waiting_in_the_database(
