@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tornado_compas_session.testing.conformance import (
-    Bench,
-    StoreSuite,
+from tornado_compas_session.testing.conformance import Bench, StoreSuite
+from tornado_compas_session.testing.conformance.bench import (
     change,
     created,
     data_of,

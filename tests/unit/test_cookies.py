@@ -113,6 +113,23 @@ def test_attributes_come_from_the_options():
     ) == CookieWriter(options).set("v", 60)
 
 
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({"http_only": False}, "; SameSite=Lax"),
+        (
+            {"partitioned": True, "secure": True, "same_site": "none"},
+            "; HttpOnly; Secure; SameSite=None; Partitioned",
+        ),
+    ],
+)
+def test_a_flag_is_there_where_its_option_is(options, flags):
+    """HttpOnly unless it is switched off, Partitioned where it is asked for."""
+    header = CookieWriter(make_options(**options)).set("v", 60)
+
+    assert f"counter.sess=v; Max-Age=60; Path=/{flags}" == header
+
+
 def test_a_cookie_that_ends_with_the_browser_has_no_lifetime():
     """Neither Max-Age nor Expires is written (CK-7)."""
     header = CookieWriter(make_options()).set("v", None)

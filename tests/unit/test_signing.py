@@ -142,6 +142,22 @@ def test_a_signature_of_the_future_is_refused():
     assert ring.verify("n", far, LONG) is None
 
 
+def test_bounds_are_exact():
+    """A second makes the difference: of the lifetime, and of the day ahead (T3, T4)."""
+    clock = Clock()
+    ring = KeyRing([KEY], clock=clock)
+    text = ring.sign("n", "v")
+    clock.now += LONG - 1
+    assert ring.verify("n", text, LONG) is not None
+    clock.now += 2
+    assert ring.verify("n", text, LONG) is None
+    text = ring.sign("n", "v")
+    clock.now -= DAY
+    assert ring.verify("n", text, LONG) is not None
+    clock.now -= 1
+    assert ring.verify("n", text, LONG) is None
+
+
 # -- rotation --------------------------------------------------------------------------
 
 
@@ -177,6 +193,11 @@ def test_a_version_is_the_keys_own():
 
     assert 1 == len(set(versions))
     assert 0 < key_version(KEY) < 2**31
+
+
+def test_a_version_stays_the_same_for_ever():
+    """It is in cookies that browsers have, and other releases made."""
+    assert 976704303 == key_version("a-key-for-the-tests-only-1")
 
 
 def test_version_zero_is_never_used(monkeypatch):
@@ -278,6 +299,19 @@ def test_a_value_is_verified_once_a_minute(ring, clock):
     assert 3 == ring.verified
 
 
+def test_what_is_known_does_not_push_out_each_other(ring, clock):
+    """Two visitors in one minute cost two HMACs, and the minute is the first one's."""
+    signatures = recent(ring)
+    texts = ring.sign("n", "v"), ring.sign("n", "w")
+    for text in texts * 2:
+        assert signatures.verify(text) is not None
+        clock.now += 15
+    assert 2 == ring.verified
+    # It is a minute since the first of them.
+    assert signatures.verify(texts[0]) is not None
+    assert 3 == ring.verified
+
+
 def test_what_was_signed_here_is_known(ring):
     """The browser comes back with the cookie that it just got."""
     signatures = recent(ring)
@@ -313,6 +347,11 @@ def test_what_is_kept_is_bounded(ring, monkeypatch):
     for number in range(100):
         assert signatures.verify(signatures.sign(str(number))) is not None
         assert len(signatures._known) <= 10
+    fits = signatures.sign("x" * 30)
+    monkeypatch.setattr(RecentSignatures, "longest", len(fits))
+    assert signatures.sign("y" * 30) in signatures._known
+    long = signatures.sign("x" * 31)
+    assert long not in signatures._known
     long = signatures.sign("x" * 300)
     assert long not in signatures._known
     assert b"x" * 300 == signatures.verify(long)

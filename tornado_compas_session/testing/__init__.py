@@ -3,7 +3,7 @@ Helpers for the tests of applications: a browser, a visitor who is signed in, a 
 that is moved by hand, a store that is slow or away.
 
 As fixtures of pytest: `plugin.py`. For those who write a store of their own:
-`conformance.py`.
+`conformance`.
 """
 
 from __future__ import annotations
