@@ -86,7 +86,6 @@ s.own_idle, s.own_absolute
 locked AS (
     SELECT l.handle FROM compas_session l JOIN given g ON g.handle = l.handle
      WHERE l.handle = ANY (ARRAY(SELECT handle FROM given))
-       AND l.epoch = g.epoch AND l.expires_at > now()
        FOR UPDATE OF l SKIP LOCKED)
 
 -- define changes --

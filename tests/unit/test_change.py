@@ -180,6 +180,48 @@ def test_nothing_touched_is_nothing():
     assert not NOTHING
 
 
+def test_whatever_may_change_is_touched():
+    """A value that is handed out, and a replacement."""
+    noted, replaced = Ledger("{}"), Ledger("{}")
+    noted.note("a", {})
+    replaced.replace()
+
+    assert not noted.untouched
+    assert not replaced.untouched
+
+
+def test_a_row_that_was_made_meanwhile_can_be_replaced():
+    """Without a row there is nothing to be rid of; once it is there, there is."""
+    world = World(None)
+    world.replace({"a": 1})
+    assert world.difference().exact is None
+    world.begin()
+    world.end()
+    world.replace({"b": 1})
+
+    assert world.difference().exact is not None
+
+
+def test_a_renewal_leaves_what_was_not_yet_read():
+    """The row was written without a look at its content."""
+    ledger = Ledger('{"a":1}')
+    ledger.written(ledger.difference({}), None)
+
+    assert {"a": 1} == ledger.decode()
+
+
+def test_a_row_that_was_read_again_is_another():
+    """Its content, its size, its user; what was changed here is still to come."""
+    world = World({"a": 1, "user_id": 7})
+    world.set("a", 2)
+    world.ledger.reread('{"a":2,"user_id":"ada","more":true}')
+
+    assert not world.difference()
+    assert "ada" == world.ledger.user
+    assert 35 == world.ledger.stored
+    assert {"a": 2, "user_id": "ada", "more": True} == world.ledger.decode()
+
+
 def test_a_key_added_while_a_replacement_is_being_saved():
     """It was no part of what was written, so it is to come; and so is a removal."""
     world = World({"a": 1})
@@ -277,6 +319,8 @@ def test_an_increment_is_known_to_be_there():
     assert not world.difference()
     world.set("n", 1)
     assert {"n": "1"} == world.difference().changed
+    world.ledger.holds("n", "1")
+    assert not world.difference()
 
 
 def test_a_replacement_by_the_same_is_still_one():

@@ -42,6 +42,8 @@ read = cookie_reader("app.sess")
         # A quote that does not close is no value.
         ('app.sess="x', []),
         ('app.sess=x"', []),
+        ('app.sess=x"y"z', []),
+        ('app.sess="x"y"', []),
     ],
 )
 def test_reads_exactly_its_name(line, values):
@@ -217,6 +219,11 @@ def test_no_twin_is_the_cookie_itself():
 
 def test_a_name_for_the_host_alone_has_no_twin():
     """`__Host-`: browsers keep it in one form only."""
-    writer = twins("__Host-app", secure=True)
+    environment = make_environment(cookie_url="example.com", production=True)
+    host, secure = (
+        CookieWriter(make_options(environment=environment, key=key, domain=domain))
+        for key, domain in (("__Host-app", None), ("__Secure-app", "example.com"))
+    )
 
-    assert [] == writer.clear_twins()
+    assert [] == host.clear_twins()
+    assert 1 == len(secure.clear_twins())

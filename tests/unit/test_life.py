@@ -47,6 +47,9 @@ def test_at_first_there_is_nothing():
     assert life.secret is None
     assert not life.clears_cookie
     assert not life.may_regenerate
+    assert not life.outdated
+    assert not life.several
+    assert life.renews_cookie
     life.check_open(cookie=True)
     life.check_cookie()
 
@@ -84,6 +87,23 @@ def test_found_with_the_former_secret():
     assert not life.clears_cookie
 
 
+def test_the_former_secret_counts_where_the_answer_was_lost():
+    """As long as nobody shows the one that was in it; the current one is as ever."""
+    lost, usual = Life(), Life()
+    lost.found(make_record(former_hash=OTHER, shown=None), OTHER, supersedes=True)
+    usual.found(make_record(former_hash=OTHER), MINE, supersedes=True)
+
+    assert lost.current
+    assert OTHER == lost.superseding
+    assert lost.record is not None
+    lost.seen(lost.record)
+    assert lost.current
+    lost.seen(lost.record._replace(shown=1100.0))
+    assert not lost.current
+    assert usual.current
+    assert usual.superseding is None
+
+
 def test_only_the_current_secret_can_be_outdated():
     """The cookie of a former one is replaced by nobody: its successor has left."""
     assert found(outdated=True).outdated
@@ -108,6 +128,10 @@ def test_a_stranger_is_told_nothing():
     assert not life.clears_cookie
     life.end()
     assert life.doomed is None
+    assert not life.clears_cookie
+    life = Life()
+    life.found_nothing()
+    life.found_strange("7")
     assert not life.clears_cookie
 
 
@@ -200,8 +224,10 @@ def test_created():
     life = Life()
     life.regenerating = True
     handle, secret = draw(life)
-    life.created(make_record(handle=handle, secret_hash=hash_secret(secret)))
+    record = make_record(handle=handle, secret_hash=hash_secret(secret))
+    life.created(record)
 
+    assert record == life.record
     assert secret == life.secret
     assert life.current
     assert life.renewed
@@ -314,6 +340,29 @@ def test_ended_and_made_anew():
     assert not life.clears_cookie
 
 
+def test_what_was_on_its_way_when_it_was_ended_ends_as_well():
+    """A row that is made now, one that is another visitor's now, one that is saved."""
+    new = Life()
+    draw(new)
+    new.end()
+    new.created(make_record(handle="h" * 12))
+    assert new.doomed is not None
+    assert "h" * 12 == new.doomed.handle
+    assert new.record is None
+    for identity, epoch in ((None, 0), (Identity("7"), 1)):
+        life = found()
+        secret = NewSecret(MINE, OTHER, identity)
+        life.end()
+        life.saved(Saved(2000.0, 1600.0))
+        life.regenerated(Saved(2000.0, 1600.0), secret)
+        assert life.record is None
+        assert life.doomed is not None
+        assert epoch == life.doomed.epoch
+        life.spare()
+        life.regenerated(Saved(2000.0, 1600.0), secret)
+        assert life.doomed is None
+
+
 def test_a_failed_request_ends_nothing():
     """The row is spared, and so is the cookie."""
     life = found()
@@ -359,6 +408,10 @@ def test_unbound():
     assert not life.strange
     assert life.record is None
     assert not life.clears_cookie
+    life = found()
+    life.unbound()
+    assert life.record is None
+    assert not life.current
 
 
 def test_read_again():
@@ -368,6 +421,7 @@ def test_read_again():
     assert life.renewed
     assert life.record is not None
     life.seen(life.record._replace(data='{"a":1}'))
+    assert '{"a":1}' == life.record.data
     assert life.current
     assert not life.renewed
     life.seen(life.record._replace(secret_hash=OTHER, former_hash=MINE))
@@ -387,8 +441,9 @@ def test_rolled_back():
         life = found()
         record, checkpoint = life.record, life.checkpoint()
         undo(life)
-        life.roll_back(checkpoint, record)
-        assert record == life.record
+        later = record._replace(data='{"later":1}')
+        life.roll_back(checkpoint, later)
+        assert later == life.record
         assert life.doomed is None
         assert life.secret is None
         assert not life.regenerating

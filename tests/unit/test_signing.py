@@ -321,6 +321,13 @@ def test_what_was_signed_here_is_known(ring):
     assert b"v" == ring.verify("n", signatures.sign("v"), LONG).value
 
 
+def test_what_was_signed_here_is_signed_by_the_current_key(ring):
+    """So nobody takes it for a cookie that is to be signed anew."""
+    signatures = RecentSignatures(ring, "n", LONG, lambda signed: signed)
+
+    assert (b"v", False) == signatures.verify(signatures.sign("v"))
+
+
 def test_a_lifetime_is_over_within_the_minute_at_the_latest(ring, clock):
     """What is known is forgotten before it matters."""
     signatures = recent(ring, max_age=100)

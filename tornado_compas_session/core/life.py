@@ -181,8 +181,7 @@ class Life:
 
     def end(self) -> None:
         """The row is to be deleted; from now on this is a new session."""
-        if self.record is not None:
-            self._doomed = self._doomed or self.record
+        self._doomed = self._doomed or self.record
         self._forget()
 
     @property

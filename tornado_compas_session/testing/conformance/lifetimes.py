@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tornado_compas_session.core.types import Identity, NewSecret
@@ -113,3 +115,18 @@ class LifetimesSuite:
         async with store.lock(handle, 0, 5) as locked:
             assert locked is None
         assert await store.load(handle) is None
+
+    async def test_an_expiry_in_a_batch_is_of_one_session(self, bench: Bench) -> None:
+        """Of what goes out together, some is there and some is not."""
+        store = bench.store
+        short = [await created(store) for _ in range(3)]
+        long = [await created(store, idle=2 * HOUR) for _ in range(3)]
+        bench.pass_time(HOUR + 1)
+
+        for ask in (
+            store.load,
+            lambda handle: store.save(handle, 0, change({"n": 1})),
+            lambda handle: store.increment(handle, 0, "n", "1", change()),
+        ):
+            answers = await asyncio.gather(*map(ask, short + long))
+            assert [False] * 3 + [True] * 3 == [each is not None for each in answers]
