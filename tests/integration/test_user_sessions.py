@@ -484,6 +484,70 @@ async def test_old_cookie_is_not_read_without_being_named(store: Any) -> None:
         assert await user_of(browser) is None
 
 
+# -- what is locked --------------------------------------------------------------------
+
+
+async def held(
+    database: str, store: PostgresSessionStore, end: Any, meanwhile: str = ""
+) -> Any:
+    """What `end` comes to, with a row locked until it has begun to wait for it."""
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "SELECT 1 FROM compas_session WHERE handle = 'locked000000' FOR UPDATE"
+        )
+        ending = asyncio.ensure_future(end)
+        await asyncio.sleep(0.2)
+        assert not ending.done()
+        connection.execute(meanwhile.encode() or b"SELECT 1")
+        connection.commit()
+    try:
+        return await ending
+    finally:
+        await store.close()
+
+
+async def rows_of(database: str) -> PostgresSessionStore:
+    """A store with four sessions of ada; the one called `old` has expired."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        for handle, days in (("locked", 1), ("kept", 1), ("other", 1), ("old", -1)):
+            connection.execute(
+                "INSERT INTO compas_session (handle, secret_hash, data, user_id, "
+                "created_at, expires_at) VALUES (rpad(%s, 12, '0'), sha256('x'), "
+                "'{}', 'ada', now() - interval '2 days', "
+                "now() + %s * interval '1 day')",
+                (handle, days),
+            )
+    return await PostgresSessionStore.connect(database)
+
+
+async def test_what_waits_for_a_lock_ends_what_it_should(database: str) -> None:
+    """All of the user's but the one that is kept, and none that has expired."""
+    store = await rows_of(database)
+    ended = await held(
+        database, store, store.revoke_user("ada", except_handle="kept00000000")
+    )
+
+    assert 2 == ended
+    with psycopg.connect(database) as connection:
+        left = connection.execute("SELECT handle FROM compas_session").fetchall()
+    assert [("kept00000000",), ("old000000000",)] == sorted(left)
+
+
+async def test_what_expires_while_its_lock_is_waited_for_was_not_ended(
+    database: str,
+) -> None:
+    """It ended by itself."""
+    store = await rows_of(database)
+
+    assert not await held(
+        database,
+        store,
+        store.revoke("locked000000"),
+        "UPDATE compas_session SET expires_at = now() - interval '1 second' "
+        "WHERE handle = 'locked000000'",
+    )
+
+
 # -- many ------------------------------------------------------------------------------
 
 FILL = """

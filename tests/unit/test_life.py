@@ -93,13 +93,13 @@ def test_the_former_secret_counts_where_the_answer_was_lost():
     lost.found(make_record(former_hash=OTHER, shown=None), OTHER, supersedes=True)
     usual.found(make_record(former_hash=OTHER), MINE, supersedes=True)
 
-    assert lost.current
     assert OTHER == lost.superseding
     assert lost.record is not None
-    lost.seen(lost.record)
-    assert lost.current
-    lost.seen(lost.record._replace(shown=1100.0))
-    assert not lost.current
+    seen = [lost.current]
+    for shown in (None, 1100.0):
+        lost.seen(lost.record._replace(shown=shown))
+        seen.append(lost.current)
+    assert [True, True, False] == seen
     assert usual.current
     assert usual.superseding is None
 

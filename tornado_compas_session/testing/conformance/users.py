@@ -176,6 +176,18 @@ class UserSessionsSuite:
             store, handles[0], handles[3], new, anonymous, other
         )
 
+    async def test_an_expired_session_takes_no_place(self, bench: Bench) -> None:
+        """Though it was used last, the live ones alone are counted."""
+        store = bench.store
+        alive = await created(store, {"user_id": "ada"})
+        bench.pass_time(10)
+        await created(store, {"user_id": "ada"}, own=True, own_idle=60)
+        bench.pass_time(70)
+
+        new = await created(store, {"user_id": "ada"}, allowed=2)
+
+        assert [True, True] == await live(store, alive, new)
+
     async def test_a_sign_in_never_ends_its_own_session(self, bench: Bench) -> None:
         """Though it were the one unused longest, and the only one allowed."""
         store = bench.store
