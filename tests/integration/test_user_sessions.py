@@ -533,6 +533,33 @@ async def test_what_waits_for_a_lock_ends_what_it_should(database: str) -> None:
     assert [("kept00000000",), ("old000000000",)] == sorted(left)
 
 
+async def test_a_surplus_session_that_is_somebody_elses_by_now_stays(
+    database: str,
+) -> None:
+    """Its visitor has changed since it was chosen: it is no session of ada's."""
+    store = await rows_of(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE compas_session SET user_id = 'eve' WHERE handle = 'other0000000'"
+        )
+    chosen = ["other0000000", "kept00000000"]
+    each = [{"handle": handle} for handle in chosen]
+    try:
+        for name, values in (
+            ("end_surplus", [{"handles": chosen}]),
+            ("end_surplus_one", each),
+        ):
+            for given in values:
+                await store._database.alone(name, user_id="ada", **given)
+            left = {info.handle for info in await store.sessions_of("eve")}
+            assert {"other0000000"} == left
+        assert ["locked000000"] == [
+            info.handle for info in await store.sessions_of("ada")
+        ]
+    finally:
+        await store.close()
+
+
 async def test_what_expires_while_its_lock_is_waited_for_was_not_ended(
     database: str,
 ) -> None:
