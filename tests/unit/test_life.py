@@ -49,6 +49,7 @@ def test_at_first_there_is_nothing():
     assert not life.may_regenerate
     assert not life.outdated
     assert not life.several
+    assert not life.renewed
     assert life.renews_cookie
     life.check_open(cookie=True)
     life.check_cookie()
@@ -102,6 +103,7 @@ def test_the_former_secret_counts_where_the_answer_was_lost():
     assert [True, True, False] == seen
     assert usual.current
     assert usual.superseding is None
+    assert not usual.outdated
 
 
 def test_only_the_current_secret_can_be_outdated():
@@ -147,6 +149,9 @@ def test_found_gone_is_cleared_for_a_moment_only(monkeypatch):
         assert not life.blank
 
     assert [True, True, False] == cleared
+    life = Life()
+    life.found_nothing(waited=2)  # it has come in slowly
+    assert not life.clears_cookie
 
 
 # -- what may be done ------------------------------------------------------------------
