@@ -55,29 +55,36 @@ class Committer:
 
     async def commit(self, session: Session, *, automatic: bool) -> None:
         """Writes until nothing is left, once it is this commit's turn; see `all`."""
-        began, outcome, life = time.monotonic(), "saved", session.life
-        record = life.record or life.doomed
-        try:
-            async with session.busy():
-                if session.block_error is not None:
-                    raise SessionError(
-                        "the response was finished inside of lock(), and the block "
-                        "failed then"
-                    ) from session.block_error
-                await self.all(session, automatic=automatic)
-        except BaseException as error:
-            outcome = type(error).__name__
-            raise
-        finally:
-            if self.tell is not None:
+        async with session.busy():
+            if session.block_error is not None:
+                raise SessionError(
+                    "the response was finished inside of lock(), and the block failed "
+                    "then"
+                ) from session.block_error
+            await self.all(session, automatic=automatic)
+
+    def told(self, tell: Events) -> None:
+        """Tells of each commit, and what else happens, from now on."""
+        commit = self.commit
+
+        async def commit_told(session: Session, *, automatic: bool) -> None:
+            began, outcome, life = time.monotonic(), "saved", session.life
+            record = life.record or life.doomed
+            try:
+                await commit(session, automatic=automatic)
+            except BaseException as error:
+                outcome = type(error).__name__
+                raise
+            finally:
+                seconds = time.monotonic() - began
                 record = record or life.record
                 handle = None if record is None else record.handle
                 if outcome == "SessionGone":
-                    self.tell("session.refused", reason="gone", handle=handle)
-                seconds = time.monotonic() - began
-                self.tell(
-                    "session.commit", handle=handle, outcome=outcome, seconds=seconds
-                )
+                    tell("session.refused", reason="gone", handle=handle)
+                tell("session.commit", handle=handle, outcome=outcome, seconds=seconds)
+
+        # In its place, so that it costs nothing where nobody wants to know.
+        self.tell, self.commit = tell, commit_told  # type: ignore[method-assign]
 
     async def all(self, session: Session, *, automatic: bool) -> None:
         """

@@ -67,7 +67,8 @@ class SessionManager:
         )
         self._keeper = SessionKeeper(store, self.lifetimes, self._committer, guard)
         if tell is not None:
-            self._door.tell = self._committer.tell = guard.trouble.tell = tell
+            self._door.tell = guard.trouble.tell = tell
+            self._committer.told(tell)
             if (listen := getattr(store, "listen", None)) is not None:
                 listen(tell)
 
