@@ -28,7 +28,7 @@ from tornado_compas_session import (
 )
 from tornado_compas_session.web.failed import FailedResponseMixin
 
-#: How long somebody else has the row of the second request locked.
+#: How long at least the second request waits for its row, which somebody has locked.
 LOCKED = 0.3
 
 #: What was recorded so far, each time a status and seconds.
@@ -149,7 +149,7 @@ async def ask(dsn: str, kind: type[Application], recorded: Recorded) -> list[Any
         async with other.transaction():
             await other.execute("SELECT FROM compas_session FOR UPDATE")
             asking = asyncio.create_task(post(browser))
-            await asyncio.sleep(LOCKED)
+            await asyncio.sleep(2 * LOCKED)  # in it, the way to the server
         await asking
 
         await other.execute("ALTER TABLE compas_session RENAME TO away")
