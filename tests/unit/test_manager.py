@@ -85,7 +85,8 @@ async def test_a_handle_alone_opens_nothing():
     assert {} == await load_session(manager, [made_up])
 
 
-async def test_several_cookies_are_loaded_at_once():
+@pytest.mark.parametrize("count", [2, 3])
+async def test_several_cookies_are_loaded_at_once(count):
     """One query more for none of them: they wait at the same moment."""
 
     class Together(MemorySessionStore):
@@ -100,11 +101,11 @@ async def test_several_cookies_are_loaded_at_once():
 
     store = Together()
     manager = make_manager(store)
-    ids = [new_handle() + new_secret() for _ in range(3)]
+    ids = [new_handle() + new_secret() for _ in range(count)]
     twins = [ids[0][:12] + new_secret() for _ in range(3)]
     await load_session(manager, [header(manager, one) for one in (*ids, *twins)])
 
-    assert 3 == store.most
+    assert count == store.most
 
 
 async def test_what_has_ended_by_the_options_of_today_is_gone():
@@ -290,6 +291,42 @@ async def test_a_session_made_after_the_headers_raises():
     assert [] == store.calls
 
 
+async def test_no_cookie_leaves_where_none_can_arrive():
+    """The session is stored, and its cookie is not sent."""
+    manager = make_manager()
+    session = manager.session()
+    session["a"] = 1
+    await manager.commit(session)
+    assert 1 == len(manager.cookies(session))
+    session.life.no_cookie("the path is another")
+
+    assert [] == manager.cookies(session)
+
+
+async def test_a_response_waits_for_what_is_pending_alone():
+    """A write, a block of a lock, an error of a block; and then for nothing."""
+    manager = make_manager()
+    _, session = await started(manager)
+    assert manager.pending(session) is False
+    session["a"] = 2
+    assert manager.pending(session) is True
+    await manager.commit(session)
+    async with session.lock():
+        assert manager.pending(session) is True
+    assert manager.pending(session) is False
+    session["a"] = 3
+    assert manager.pending(session) is True
+    assert session.planned is not None
+    session.block_error = StoreError("the block has failed")
+    assert manager.pending(session) is True
+    assert session.planned is None
+    manager = make_manager(auto_commit=False)
+    session = manager.session()
+    session["a"] = 1
+    assert manager.pending(session) is False
+    assert manager.pending(session, automatic=False) is True
+
+
 async def test_log_lines_show_the_handle_and_no_secret(caplog):
     """Created, regenerated, destroyed (LG-1, LG-2)."""
     caplog.set_level("DEBUG")
@@ -420,6 +457,10 @@ async def test_a_socket_is_closed_when_its_session_is_no_more_its_own():
     session.regenerate()
     await manager.commit(session)
     assert await manager.why_ended(socket) is None
+    ours, theirs = socket.life.record, session.life.record
+    assert ours is not None
+    assert theirs is not None
+    assert ours.secret_hash == theirs.secret_hash
     store.failing = "load"
     assert await manager.why_ended(socket) is None
     store.failing = ""
