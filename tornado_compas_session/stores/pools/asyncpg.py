@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import asyncpg
 
@@ -22,19 +21,17 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.stores.pools.dsn import addresses, read_dsn
-from tornado_compas_session.stores.pools.errors import (
-    CLOSED,
-    TOO_LATE,
-    check_commit,
-    error_of,
-    none_free,
-    unreachable,
+from tornado_compas_session.stores.pools import errors
+from tornado_compas_session.stores.pools.base import (
+    DriverConnection,
+    DriverPool,
+    logger,
+    warn_of_pgbouncer,
 )
-from tornado_compas_session.stores.pools.limits import GRACE, Home, begin, left
+from tornado_compas_session.stores.pools.dsn import addresses, read_dsn
+from tornado_compas_session.stores.pools.limits import GRACE
 from tornado_compas_session.stores.pools.queries import Statement
 
-logger = logging.getLogger("tornado_compas_session")
 _PID = "SELECT pg_backend_pid()"
 
 
@@ -123,40 +120,25 @@ def _watch_link(connection: Any, timeout: float, wanted: Mapping[str, int]) -> N
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class _Taken(NamedTuple):
-    connection: Any
-    #: When it was taken from the pool, and how often they had been dropped by then.
-    since: float
-    age: int
-
-
-class AsyncpgPool:
+class AsyncpgPool(DriverPool):
     """
     A `Pool` over an asyncpg pool: maps its errors, and limits its waits.
 
     Taking a connection and giving it back costs more than a short statement does. So
-    `fetch` keeps a few, never more than half of the pool, for its next calls; each goes
-    back after a second, so that the pool's own upkeep sees it.
+    a few are kept for the next calls, never more than half of the pool; each goes back
+    after a second, so that the pool's own upkeep sees it.
     """
 
     keep_seconds = 1.0
     keep_most = 4
 
     def __init__(self, pool: asyncpg.Pool[Any], *, timeout: float) -> None:
+        size = int(pool.get_max_size())
+        super().__init__(size, timeout, lambda: getattr(pool, "_loop", None))
         self._pool = pool
-        self._timeout = timeout
-        self._home = Home(lambda: getattr(pool, "_loop", None))
-        self._age = 0  # how often the connections were dropped
-        self._checked = False
-        self._kept: list[_Taken] = []
-        self._keeps = min(self.keep_most, self.size // 2)
+        self._kept: list[_Connection] = []
+        self._keeps = min(self.keep_most, size // 2)
         self._timer: asyncio.TimerHandle | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
-
-    @property
-    def size(self) -> int:
-        """The most connections that it has."""
-        return int(self._pool.get_max_size())
 
     @property
     def in_use(self) -> int:
@@ -164,54 +146,9 @@ class AsyncpgPool:
         pool = self._pool
         return int(pool.get_size() - pool.get_idle_size()) - len(self._kept)
 
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
-    ) -> Sequence[Row]:
-        """Runs one statement in its own transaction."""
-        until = self._until(timeout)
-        taken = await self._take(until)
-        try:
-            rows = await _fetch(taken.connection, statement, values, left(until))
-        except BaseException as error:
-            # Only once what was cancelled has ended, or the connection has.
-            await self._give_back(taken, error, GRACE)
-            raise
-        if not self._keep(taken):
-            await self._give_back(taken)
-        return rows
-
-    @asynccontextmanager
-    async def transaction(
-        self, *, lock_timeout: float | None = None, timeout: float | None = None
-    ) -> AsyncIterator[_Connection]:
-        """One connection and one transaction."""
-        until = self._until(timeout)
-        taken = await self._take(until)
-        connection = taken.connection
-        try:
-            with _translated:
-                await connection.execute(begin(lock_timeout), timeout=left(until))
-            yield _Connection(connection, self._timeout)
-            with _translated:
-                tag = await connection.execute("COMMIT", timeout=self._timeout)
-        except BaseException as error:
-            # To its end even if we are cancelled: it must not go back inside of a
-            # transaction.
-            await asyncio.shield(self._start(self._roll_back(taken, error)))
-            raise
-        if not self._keep(taken):
-            await self._give_back(taken)
-        check_commit(tag)
-
-    async def expire(self) -> None:
-        """Drops the connections."""
-        self._age += 1
-        await self._pool.expire_connections()
-        self._return_kept()
-
     async def close(self) -> None:
         """Closes the pool; connections that do not come back in time are cut."""
-        self._home.enter()
+        self._enter()
         self._keeps = 0
         self._return_kept()
         try:
@@ -220,35 +157,49 @@ class AsyncpgPool:
         except TimeoutError:
             self._pool.terminate()
 
-    def _until(self, timeout: float | None) -> float:
-        seconds = self._timeout if timeout is None else timeout
-        return self._home.enter().time() + seconds
-
-    async def _take(self, until: float) -> _Taken:
+    async def _take(self, until: float) -> DriverConnection:
         while self._kept:
-            taken = self._kept.pop()
-            if not _is_closed(taken.connection):
-                return taken
-        age = self._age
+            kept = self._kept.pop()
+            if not _is_closed(kept.driver):
+                return kept
         if self._pool.is_closing():
-            raise StoreUnavailable(CLOSED)
-        try:
-            with _translated, self._connecting():
-                async with asyncio.timeout_at(until):
-                    connection = await self._pool.acquire()
-        except ConnectionLost:
-            await self._lost(age)
-            raise
-        taken = _Taken(connection, asyncio.get_running_loop().time(), age)
-        if not self._checked:
-            self._checked = True
+            raise StoreUnavailable(errors.CLOSED)
+        with _translated, self._connecting():
+            async with asyncio.timeout_at(until):
+                return _Connection(await self._pool.acquire(), self._timeout)
+
+    async def _give_back(
+        self, connection: _Connection, error: BaseException | None = None
+    ) -> None:
+        if error is not None or not self._keep(connection):
+            await super()._give_back(connection, error)
+
+    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
+        driver = connection.driver
+        if error is not None and connection.began:
             try:
                 with _translated:
-                    await self._check(connection, left(until))
-            except BaseException as error:
-                await self._give_back(taken, error, GRACE)
-                raise
-        return taken
+                    async with asyncio.timeout(GRACE):
+                        # Once what was cancelled has ended; whether that was a BEGIN, a
+                        # COMMIT or anything between.
+                        await driver.execute("ROLLBACK")
+            except (StoreError, asyncio.CancelledError):
+                # Nobody cancels us: asyncpg before 0.31 says so of a former one.
+                with suppress(asyncpg.InterfaceError):  # the pool has taken it back
+                    driver.terminate()
+        # asyncpg waits so long for the end of what was cancelled, and else closes it.
+        seconds = self._timeout if error is None else GRACE
+        try:
+            with _translated:
+                await self._pool.release(driver, timeout=seconds)
+        except ConnectionLost:
+            await self._lost(connection.age)
+        except StoreError:
+            pass
+
+    async def _drop(self) -> None:
+        await self._pool.expire_connections()
+        self._return_kept()
 
     @contextmanager
     def _connecting(self) -> Iterator[None]:
@@ -258,33 +209,33 @@ class AsyncpgPool:
             yield
         except TimeoutError:
             if pool.get_size() - pool.get_idle_size() >= self.size:
-                raise none_free(self.size) from None
-            raise self._unreachable("no answer in time") from None
+                raise errors.none_free(self.size) from None
+            raise self.unreachable("no answer in time") from None
         except asyncpg.PostgresError as error:
             ours = _error(error)
             if isinstance(ours, ConnectionLost):  # it never was one
-                raise self._unreachable(str(ours)) from None
+                raise self.unreachable(str(ours)) from None
             raise ours from None
         except asyncpg.TargetServerAttributeNotMatched:
-            raise self._unreachable("no server of the wanted kind") from None
+            raise self.unreachable("no server of the wanted kind") from None
         except (OSError, OverflowError, ValueError) as error:
-            raise self._unreachable(_reason(error)) from None
+            raise self.unreachable(_reason(error)) from None
 
-    def _unreachable(self, reason: str) -> StoreUnavailable:
-        where, trusted = _target(self._pool)
-        return unreachable(where, reason, trusted)
+    def _target(self) -> tuple[str, str | None]:
+        return _target(self._pool)
 
-    def _keep(self, taken: _Taken) -> bool:
+    def _keep(self, connection: _Connection) -> bool:
         """Whether it stays for the next call, instead of going back to the pool."""
         loop = asyncio.get_running_loop()
-        until = taken.since + self.keep_seconds
+        until = connection.since + self.keep_seconds
         if (
             len(self._kept) >= self._keeps
-            or taken.age != self._age
+            or connection.age != self._age
             or loop.time() >= until
         ):
             return False
-        self._kept.append(taken)
+        connection.began = False
+        self._kept.append(connection)
         if self._timer is None:
             self._timer = loop.call_at(until, self._return_kept)
         return True
@@ -294,106 +245,60 @@ class AsyncpgPool:
             self._timer.cancel()
             self._timer = None
         kept, self._kept = self._kept, []
-        for taken in kept:
-            self._start(self._give_back(taken))
+        for connection in kept:
+            self.start(self._put(connection, None))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        return task
-
-    async def _give_back(
-        self,
-        taken: _Taken,
-        error: BaseException | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """
-        Gives it back to the pool, clean; after a loss the others go as well.
-
-        asyncpg waits so long for the end of what was cancelled, and else closes it.
-        """
-        try:
-            with _translated:
-                await self._pool.release(
-                    taken.connection,
-                    timeout=self._timeout if seconds is None else seconds,
-                )
-        except StoreError as failed:
-            error = failed if isinstance(failed, ConnectionLost) else error
-        if isinstance(error, ConnectionLost):
-            await self._lost(taken.age)
-
-    async def _roll_back(self, taken: _Taken, error: BaseException) -> None:
-        connection = taken.connection
-        try:
-            with _translated:
-                async with asyncio.timeout(GRACE):
-                    # Once what was cancelled has ended; whether that was a BEGIN, a
-                    # COMMIT or anything between.
-                    await connection.execute("ROLLBACK")
-        except (StoreError, asyncio.CancelledError):
-            # Nobody cancels us: asyncpg before 0.31 says so of a former cancellation.
-            with suppress(asyncpg.InterfaceError):  # the pool has taken it back
-                connection.terminate()
-        await self._give_back(taken, error)
-
-    async def _lost(self, age: int) -> None:
-        if age == self._age:  # else they are fresh already
-            await self.expire()
-
-    async def _check(self, connection: Any, timeout: float) -> None:
-        """Warns of a dangerous combination in a pool that the application made."""
-        config = getattr(connection, "_config", None)
+    async def _check(self, connection: _Connection, seconds: float) -> None:
+        config = getattr(connection.driver, "_config", None)
         if not getattr(config, "statement_cache_size", 0):
             return
         try:
-            proxied = await _is_proxied(connection, timeout)
-        except asyncpg.PostgresError:
+            with _translated:
+                proxied = await _is_proxied(connection.driver, seconds)
+        except StoreUnavailable:
+            raise
+        except StoreError:
             proxied = True  # the question itself was mixed up
         if proxied:
-            logger.warning(
-                "the database is behind a PgBouncer and asyncpg prepares statements: "
-                "with a PgBouncer older than 1.21 answers get mixed up; pass "
-                "statement_cache_size=0 to asyncpg.create_pool "
-                '(see "PgBouncer" in the documentation)'
+            warn_of_pgbouncer(
+                "asyncpg", "pass statement_cache_size=0 to asyncpg.create_pool"
             )
 
 
-class _Connection:
-    def __init__(self, driver: Any, timeout: float) -> None:
-        self.driver = driver
-        self._timeout = timeout
+class _Connection(DriverConnection):
+    #: Whether it is a transaction's.
+    began = False
 
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    def __init__(self, driver: Any, timeout: float) -> None:
+        super().__init__(driver, timeout)
+        self.since = asyncio.get_running_loop().time()
+
+    async def ask(
+        self, statement: Statement, values: list[Any], seconds: float
     ) -> Sequence[Row]:
-        seconds = self._timeout if timeout is None else timeout
         try:
-            return await _fetch(self.driver, statement, values, seconds)
+            with _translated:
+                # When the time is over, asyncpg asks for the cancellation.
+                rows: Sequence[Row] = await self.driver.fetch(
+                    statement.numbered, *values, timeout=seconds
+                )
+                return rows
         except StoreUnavailable as error:
-            if type(error) is StoreUnavailable:  # it was cancelled, and may yet end
+            if self.began and type(error) is StoreUnavailable:
+                # It was cancelled, and may yet end.
                 with suppress(StoreError), _translated:
                     async with asyncio.timeout(GRACE):
                         await self.driver.execute("SELECT 1")
             raise
 
+    async def run(self, sql: str, seconds: float) -> str:
+        self.began = True
+        with _translated:
+            return str(await self.driver.execute(sql, timeout=seconds))
+
     async def run_script(self, sql: str) -> None:
         with _translated:
             await self.driver.execute(sql)
-
-
-async def _fetch(
-    connection: Any, statement: Statement, values: dict[str, Any], seconds: float
-) -> Sequence[Row]:
-    with _translated:
-        rows: Sequence[Row] = await connection.fetch(
-            statement.numbered,
-            *[values[name] for name in statement.parameters],
-            timeout=seconds,  # when it is over, asyncpg asks for the cancellation
-        )
-        return rows
 
 
 def _target(pool: Any) -> tuple[str, str | None]:
@@ -408,16 +313,12 @@ def _target(pool: Any) -> tuple[str, str | None]:
         except SettingsError as error:
             where += f" ({error})"
     if options.get("host"):
-        where = addresses(*(_words(options.get(name)) for name in ("host", "port")))
+        given = {name: options.get(name) or "" for name in ("host", "port")}
+        each = [v if isinstance(v, list) else [v] for v in given.values()]
+        where = addresses(*([str(one) for one in some if one] for some in each))
     if isinstance(options.get("ssl"), ssl.SSLContext):
         trusted = trusted or "the given ssl.SSLContext"
     return where, trusted
-
-
-def _words(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(each) for each in (value if isinstance(value, list) else [value])]
 
 
 def _reason(error: Exception) -> str:
@@ -446,7 +347,7 @@ def _reason(error: Exception) -> str:
 
 
 def _error(error: Any) -> StoreError:
-    return error_of(
+    return errors.error_of(
         error.sqlstate,
         type(error).__name__,
         error.args[0],
@@ -466,7 +367,7 @@ class _Translated:
         try:
             raise error
         except TimeoutError:
-            raise StoreUnavailable(TOO_LATE) from None
+            raise StoreUnavailable(errors.TOO_LATE) from None
         except asyncpg.PostgresError as error:
             raise _error(error) from None
         except ValueError:
@@ -475,9 +376,9 @@ class _Translated:
             raise StoreError("asyncpg refused a value") from None
         except asyncpg.InternalClientError:
             # "cannot switch to state …": the server's last word came while it was idle.
-            raise error_of(None, "the server had ended it", None) from None
+            raise errors.error_of(None, "the server had ended it", None) from None
         except (asyncpg.InterfaceError, OSError) as error:
-            raise error_of(None, type(error).__name__, None) from None
+            raise errors.error_of(None, type(error).__name__, None) from None
 
 
 #: Keeps nothing, so that one is enough for all.

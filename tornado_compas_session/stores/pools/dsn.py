@@ -113,10 +113,11 @@ def addresses(hosts: Sequence[str], ports: Sequence[str]) -> str:
     return shown + doubt if any("@" in host for host in hosts) else shown
 
 
-def addresses_in(parameters: Mapping[str, Any]) -> str:
-    """The same of what libpq has taken apart."""
+def target_in(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The same, and the certificates to trust, of what libpq has taken apart."""
     hosts, ports = (str(parameters.get(n) or "").split(",") for n in ("host", "port"))
-    return addresses(hosts if hosts != [""] else [], ports)
+    where = addresses(hosts if hosts != [""] else [], ports)
+    return where, parameters.get("sslrootcert")
 
 
 def _split(dsn: object) -> tuple[str, str, str, str]:

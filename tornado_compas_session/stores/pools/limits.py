@@ -1,7 +1,4 @@
-"""
-What holds for a call of every driver: its time limit, on the server too, and the event
-loop it belongs to.
-"""
+"""The time limit of a call, which holds on the server too, for every driver."""
 
 from __future__ import annotations
 
@@ -106,34 +103,3 @@ def begin(lock_timeout: float | None) -> str:
 def left(until: float) -> float:
     """The seconds until this time of the loop."""
     return until - asyncio.get_running_loop().time()
-
-
-class Home:
-    """
-    The event loop and the process that a pool works in; `find` tells the pool's loop,
-    or None while it has none.
-    """
-
-    __slots__ = ("_find", "_loop", "_pid")
-
-    def __init__(self, find: Callable[[], Loop | None]) -> None:
-        self._find = find
-        self._loop = find()
-        self._pid = os.getpid()
-
-    def enter(self) -> Loop:
-        """
-        The running loop; raises `StoreUnavailable` where it is not the pool's: after a
-        fork two processes would read each other's answers from one connection.
-        """
-        loop = asyncio.get_running_loop()
-        if loop is self._loop and os.getpid() == self._pid:
-            return loop
-        if self._loop is None:
-            self._loop, self._pid = self._find(), os.getpid()
-            return loop if self._loop is None else self.enter()
-        raise StoreUnavailable(
-            "the pool was made in another event loop (or before the fork); make it, "
-            'and the store, in the loop that serves (see "Processes and fork" in the '
-            "documentation)"
-        )

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import momoko
 import psycopg2
@@ -29,31 +29,17 @@ from tornado_compas_session.exceptions import (
     StoreUnavailable,
     UnstorableText,
 )
-from tornado_compas_session.stores.pools.dsn import addresses_in
-from tornado_compas_session.stores.pools.errors import (
-    CLOSED,
-    check_commit,
-    error_of,
-    none_free,
-    reason_of,
-    unreachable,
-)
+from tornado_compas_session.stores.pools import errors
+from tornado_compas_session.stores.pools.base import DriverConnection, DriverPool
+from tornado_compas_session.stores.pools.dsn import target_in
 from tornado_compas_session.stores.pools.libpq import cancel, libpq_of
-from tornado_compas_session.stores.pools.limits import (
-    GRACE,
-    Home,
-    begin,
-    cut_socket,
-    left,
-    limited,
-)
+from tornado_compas_session.stores.pools.limits import GRACE, cut_socket, left, limited
 from tornado_compas_session.stores.pools.queries import Statement
 
-T = TypeVar("T")
 _VERSION = "2.2.5.1"
 
 
-class MomokoPool:
+class MomokoPool(DriverPool):
     """A `Pool` over a `momoko.Pool`."""
 
     def __init__(self, pool: momoko.Pool, *, timeout: float) -> None:
@@ -63,112 +49,87 @@ class MomokoPool:
                 f"momoko {installed} does not run on this Tornado; run "
                 f"`pip install --no-deps momoko=={_VERSION} psycopg2-binary`"
             )
-        self.momoko = pool
-        self._timeout = timeout
-        self._home = Home(lambda: getattr(pool.ioloop, "asyncio_loop", None))
-        self._under_way: set[asyncio.Task[Any]] = set()
+        loop = pool.ioloop
+        super().__init__(
+            int(pool.max_size), timeout, lambda: getattr(loop, "asyncio_loop", None)
+        )
+        self._pool = pool
         self._opening: set[Any] = set()
         #: One asks for all why no connection can be opened; and how long it is news.
         self._probe: asyncio.Task[str] | None = None
         self._news_until = 0.0
 
     @property
-    def size(self) -> int:
-        """The most connections that it has."""
-        return int(self.momoko.max_size)
-
-    @property
     def in_use(self) -> int:
         """How many of them are in use now."""
-        return len(self.momoko.conns.busy)
-
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
-    ) -> Sequence[Row]:
-        """Runs one statement in its own transaction."""
-        until = self.until(timeout)
-        connection = _Connection(self)
-        work = connection.alone(statement, values, until)
-        return await self.wait(connection, self.start(work), until)
-
-    @asynccontextmanager
-    async def transaction(
-        self, *, lock_timeout: float | None = None, timeout: float | None = None
-    ) -> AsyncIterator[_InTransaction]:
-        """One connection and one transaction."""
-        until = self.until(timeout)
-        connection = _Connection(self)
-        beginning = self.start(connection.begin(begin(lock_timeout), until))
-        try:
-            await self.wait(connection, beginning, until)
-        except BaseException:
-            # It may come after we have stopped waiting.
-            beginning.add_done_callback(lambda task: self._end_late(task, connection))
-            raise
-        try:
-            yield _InTransaction(self, connection)
-        except BaseException:
-            with suppress(StoreError):
-                await self._end(connection, "ROLLBACK", GRACE)
-            raise
-        check_commit(await self._end(connection, "COMMIT", self._timeout))
-
-    async def expire(self) -> None:
-        """Drops the idle connections; they are opened anew when they are taken."""
-        for driver in self.momoko.conns.free:
-            driver.close()
+        return len(self._pool.conns.busy)
 
     async def close(self) -> None:
         """Closes the pool, when what is under way has ended or used up its time."""
-        self._home.enter()
+        self._enter()
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=self._timeout)
-        if self.momoko.closed:
+        if self._pool.closed:
             return
-        for driver in self.momoko.conns.pending:  # momoko forgets them as they open
+        for driver in self._pool.conns.pending:  # momoko forgets them as they open
             if not driver.closed:
-                self.momoko.ioloop.remove_handler(driver.fileno)
+                self._pool.ioloop.remove_handler(driver.fileno)
                 driver.close()
-        self.momoko.close()
+        self._pool.close()
 
-    def until(self, timeout: float | None) -> float:
-        """The loop's time when a call that begins now is over."""
-        if self.momoko.closed:
-            raise StoreUnavailable(CLOSED)
-        seconds = self._timeout if timeout is None else timeout
-        return self._home.enter().time() + seconds
+    async def _drop(self) -> None:
+        """They are opened anew when they are taken."""
+        for driver in self._pool.conns.free:
+            driver.close()
 
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begins work that nobody's leaving cancels."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._under_way.add(task)
+    async def _take(self, until: float) -> DriverConnection:
+        if self._pool.closed:
+            raise StoreUnavailable(errors.CLOSED)
+        connection = _Connection(self, self._timeout)
+        taking = self.start(connection.take(until))
+        try:
+            await asyncio.wait({taking}, timeout=max(0.0, left(until)))
+            if taking.done():
+                taking.result()
+                return connection
+        except asyncio.CancelledError:
+            taking.add_done_callback(connection.give_back)
+            raise
+        taking.add_done_callback(connection.give_back)
+        if len(self._pool.conns.busy) >= self.size:
+            raise errors.none_free(self.size)
+        raise self.unreachable("no answer in time")
 
-        def ended(task: asyncio.Task[T]) -> None:
-            self._under_way.discard(task)
-            if not task.cancelled():
-                task.exception()  # whoever waited may have left
+    async def _give_back(
+        self, connection: _Connection, error: BaseException | None = None
+    ) -> None:
+        if error is None:
+            connection.give_back()  # at once: there is nothing to wait for
+        elif isinstance(error, asyncio.CancelledError):
+            # Whoever is cancelled does not wait for the end of what is under way.
+            self.start(self._put(connection, error))
+        else:
+            await super()._give_back(connection, error)
 
-        task.add_done_callback(ended)
-        return task
+    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
+        async with connection.busy:
+            pass
+        driver = connection.driver
+        if not (connection.is_cut or driver.closed or _is_idle(driver)):
+            with suppress(StoreError):
+                await connection.run("ROLLBACK", GRACE)
+        connection.give_back()
 
-    async def wait(
-        self, connection: _Connection, task: asyncio.Task[T], until: float
-    ) -> T:
-        """Waits for such work: to the limit, or until what it sent has ended."""
-        await asyncio.wait({task}, timeout=max(0.0, left(until)))
-        if not task.done() and connection.is_sending:
-            await asyncio.wait({task}, timeout=3 * GRACE)
-        if not task.done():
-            connection.give_up()
-            if len(self.momoko.conns.busy) >= self.size:
-                raise none_free(self.size)
-            raise self.unreachable("no answer in time")
-        return task.result()
+    def _target(self) -> tuple[str, str | None]:
+        given: dict[str, str] = {}
+        with suppress(psycopg2.Error):  # which would quote it
+            given = parse_dsn(self._pool.dsn)
+        return target_in(given)
 
     def getconn(self) -> asyncio.Future[Any]:
         """One of momoko's connections, which waits for ever for one to open."""
-        asking: asyncio.Future[Any] = self.momoko.getconn(ping=False)
-        for driver in self.momoko.conns.pending - self._opening:
+        asking: asyncio.Future[Any] = self._pool.getconn(ping=False)
+        for driver in self._pool.conns.pending - self._opening:
             if not driver.closed:
                 self._opening.add(driver)
                 asyncio.get_running_loop().call_later(
@@ -178,10 +139,10 @@ class MomokoPool:
 
     def putconn(self, driver: Any) -> None:
         """Gives one back; where it was closed, opened anew, for nobody waits for it."""
-        if driver.closed and not self.momoko.closed:
+        if driver.closed and not self._pool.closed:
             self.start(self._reopen(driver))
         else:
-            self.momoko.putconn(driver)
+            self._pool.putconn(driver)
 
     async def _reopen(self, driver: Any) -> None:
         """momoko itself would leave it dead for half a second."""
@@ -191,158 +152,98 @@ class MomokoPool:
                 await driver.connect()
         finally:
             limit.cancel()
-            if self.momoko.closed:
+            if self._pool.closed:
                 driver.close()
             else:
-                self.momoko.putconn(driver)
+                self._pool.putconn(driver)
 
     def _end_opening(self, driver: Any, fileno: int) -> None:
         self._opening.discard(driver)
-        if driver in self.momoko.conns.pending and driver.fileno == fileno:
+        if driver in self._pool.conns.pending and driver.fileno == fileno:
             _cut(driver)
 
     async def why(self) -> StoreUnavailable:
         """Why no connection can be opened: momoko knows that there is none."""
         now = asyncio.get_running_loop().time()
         if self._probe is None or (self._probe.done() and now >= self._news_until):
-            self._probe = self.start(_reason_of_failing(self.momoko))
+            self._probe = self.start(_reason_of_failing(self._pool))
             self._news_until = now + 1
         return self.unreachable(await asyncio.shield(self._probe))
 
-    def unreachable(self, reason: str) -> StoreUnavailable:
-        """The error for a connection that was not to be had."""
-        given: dict[str, str] = {}
-        with suppress(psycopg2.Error):  # which would quote it
-            given = parse_dsn(self.momoko.dsn)
-        return unreachable(addresses_in(given), reason, given.get("sslrootcert"))
 
-    async def _end(self, connection: _Connection, verb: str, seconds: float) -> str:
-        until = asyncio.get_running_loop().time() + seconds
-        task = self.start(connection.end(verb, until))
-        return await self.wait(connection, task, until)
+class _Connection(DriverConnection):
+    """Nobody's leaving ends what it was sent."""
 
-    def _end_late(self, beginning: asyncio.Task[None], connection: _Connection) -> None:
-        if not beginning.cancelled() and beginning.exception() is None:
-            until = asyncio.get_running_loop().time() + GRACE
-            self.start(connection.end("ROLLBACK", until))
+    #: Nothing is sent on it any more.
+    is_cut = False
 
-
-class _InTransaction:
-    def __init__(self, pool: MomokoPool, connection: _Connection) -> None:
+    def __init__(self, pool: MomokoPool, timeout: float) -> None:
+        super().__init__(None, timeout)
         self._pool = pool
-        self._connection = connection
-
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
-    ) -> Sequence[Row]:
-        until = self._pool.until(timeout)
-        work = self._connection.fetch(statement, values, until)
-        return await self._pool.wait(self._connection, self._pool.start(work), until)
-
-    async def run_script(self, sql: str) -> None:
-        until = self._pool.until(None)
-        work = self._connection.run(sql, until)
-        await self._pool.wait(self._connection, self._pool.start(work), until)
-
-
-class _Connection:
-    """One of momoko's connections, from when it is asked for until it is given back."""
-
-    def __init__(self, pool: MomokoPool) -> None:
-        self._pool = pool
-        self._driver: Any = None
-        #: Nobody waits for it any more, so nothing is sent on it.
-        self._is_given_up = False
-        self._is_cut = False
-        #: Whether something that it was sent has not ended yet.
-        self.is_sending = False
         # A statement may be running whose caller has left.
-        self._busy = asyncio.Lock()
+        self.busy = asyncio.Lock()
 
-    def give_up(self) -> None:
+    async def take(self, until: float) -> None:
+        self.driver = driver = await self._asked(self._pool.getconn)
+        if driver.closed or _has_ended(driver):
+            driver.close()
+            limit = asyncio.get_running_loop().call_at(until, _cut, driver)
+            try:
+                await driver.connect()
+            except BaseException as error:
+                self.give_back()
+                if isinstance(error, psycopg2.Error):
+                    reason = errors.reason_of(str(error))
+                    raise self._pool.unreachable(reason) from None
+                raise
+            finally:
+                limit.cancel()
+
+    def give_back(self, taken: object = None) -> None:
+        driver, self.driver = self.driver, None  # no longer ours to cut
+        if driver is None:  # none was to be had
+            return
+        if self.is_cut or not _is_idle(driver):
+            driver.close()
+        self._pool.putconn(driver)
+
+    def cut(self) -> None:
         """Ends what is under way on it: momoko notices, and has its way of going on."""
-        self._is_given_up = True
-        if self._driver is not None:
-            self._is_cut = True
-            _cut(self._driver)
+        self.is_cut = True
+        _cut(self.driver)
 
-    async def alone(
-        self, statement: Statement, values: dict[str, Any], until: float
-    ) -> list[Row]:
-        await self._take()
-        try:
-            return await self.fetch(statement, values, until)
-        finally:
-            self._give_back()
-
-    async def begin(self, script: str, until: float) -> None:
-        await self._take()
-        try:
-            await self.run(script, until)
-        except BaseException:
-            self._give_back()
-            raise
-
-    async def end(self, verb: str, until: float) -> str:
-        try:
-            return await self.run(verb, until)
-        finally:
-            self._give_back()
-
-    async def fetch(
-        self, statement: Statement, values: dict[str, Any], until: float
-    ) -> list[Row]:
-        given = tuple(_adapted(values[name]) for name in statement.parameters)
-        cursor = await self._send(
-            until,
+    async def ask(
+        self, statement: Statement, values: list[Any], seconds: float
+    ) -> Sequence[Row]:
+        cursor = await self._sent(
+            seconds,
             # Without values psycopg2 leaves a doubled percent sign as it is.
-            statement.formatted if given else statement.numbered,
-            statement.spread(given),
+            statement.formatted if values else statement.numbered,
+            statement.spread(tuple(map(_adapted, values))),
             tuple_cursor,  # the application's own may make dicts
         )
         return cursor.fetchall() if cursor.description else []
 
-    async def run(self, sql: str, until: float) -> str:
-        return str((await self._send(until, sql)).statusmessage)
+    async def run(self, sql: str, seconds: float) -> str:
+        return str((await self._sent(seconds, sql)).statusmessage)
 
-    async def _send(self, until: float, *arguments: Any) -> Any:
-        async with self._busy:
-            self.is_sending = True
-            try:
+    async def run_script(self, sql: str) -> None:
+        await self._sent(self.timeout, sql)
+
+    async def _sent(self, seconds: float, *arguments: Any) -> Any:
+        async def send() -> Any:
+            async with self.busy:
                 return await limited(
-                    lambda: self._ask(self._driver.execute, *arguments),
+                    lambda: self._asked(self.driver.execute, *arguments),
                     left(until),
-                    lambda: _cancel(self._driver),
-                    self.give_up,
+                    lambda: _cancel(self.driver),
+                    self.cut,
                 )
-            finally:
-                self.is_sending = False
 
-    async def _take(self) -> None:
-        self._driver = driver = await self._ask(self._pool.getconn)
-        try:
-            if driver.closed or _has_ended(driver):
-                driver.close()
-                await self._open(driver)
-            if self._is_given_up:
-                raise none_free(self._pool.size)
-        except BaseException:
-            self._give_back()
-            raise
+        until = asyncio.get_running_loop().time() + seconds
+        return await asyncio.shield(self._pool.start(send()))
 
-    async def _open(self, driver: Any) -> None:
-        try:
-            await driver.connect()
-        except psycopg2.Error as error:
-            raise self._pool.unreachable(reason_of(str(error))) from None
-
-    def _give_back(self) -> None:
-        driver, self._driver = self._driver, None  # no longer ours to cut
-        if self._is_cut or not _is_idle(driver):
-            driver.close()
-        self._pool.putconn(driver)
-
-    async def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def _asked(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return await call(*args)
         except momoko.Pool.DatabaseNotAvailable:
@@ -351,7 +252,7 @@ class _Connection:
             lost = isinstance(
                 error, psycopg2.OperationalError | psycopg2.InterfaceError
             )
-            ours = error_of(
+            ours = errors.error_of(
                 error.pgcode or (None if lost else "XX000"),
                 type(error).__name__,
                 error.diag.message_primary or str(error),
@@ -365,11 +266,9 @@ class _Connection:
         except (OSError, ValueError, momoko.PoolError) as error:
             # psycopg2 has no NUL in a text, and says so with a ValueError.
             kind = "22000" if isinstance(error, ValueError) else None
-            ours = error_of(kind, type(error).__name__, None)
-        if isinstance(ours, ConnectionLost):
-            await self._pool.expire()
-            if self._driver is not None:
-                self._driver.close()  # it may only have become read-only
+            ours = errors.error_of(kind, type(error).__name__, None)
+        if isinstance(ours, ConnectionLost) and self.driver is not None:
+            self.driver.close()  # it may only have become read-only
         raise ours
 
 
@@ -413,7 +312,7 @@ async def _reason_of_failing(pool: momoko.Pool) -> str:
         return "no answer in time"
     error = opening.exception()
     if error is not None:
-        return reason_of(str(error))
+        return errors.reason_of(str(error))
     probe.close()
     return "it was away a moment ago"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -17,35 +17,29 @@ from psycopg.rows import tuple_row
 
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
-    ConnectionLost,
     SettingsError,
     StoreError,
     StoreUnavailable,
     UnstorableText,
 )
-from tornado_compas_session.stores.pools.dsn import addresses_in
-from tornado_compas_session.stores.pools.errors import (
-    CLOSED,
-    check_commit,
-    error_of,
-    none_free,
-    reason_of,
-    unreachable,
+from tornado_compas_session.stores.pools import errors
+from tornado_compas_session.stores.pools.base import (
+    DriverConnection,
+    DriverPool,
+    warn_of_pgbouncer,
 )
+from tornado_compas_session.stores.pools.dsn import target_in
 from tornado_compas_session.stores.pools.libpq import cancel, libpq_of
 from tornado_compas_session.stores.pools.limits import (
     GRACE,
     Cancellation,
-    Home,
     Loop,
-    begin,
     cut_socket,
     left,
     limited,
 )
 from tornado_compas_session.stores.pools.queries import Statement
 
-logger = logging.getLogger("tornado_compas_session")
 T = TypeVar("T")
 _PID = "SELECT pg_backend_pid()"
 
@@ -63,7 +57,7 @@ class _Reasons(logging.Filter):
             case (str(name), psycopg.ProgrammingError()):
                 self.last[name] = "psycopg refused the DSN"
             case (str(name), psycopg.Error() as error):
-                self.last[name] = reason = reason_of(str(error))
+                self.last[name] = reason = errors.reason_of(str(error))
                 if "@" in str(error):  # half a password, taken for a host's name
                     record.args = (name, reason)
         return True
@@ -73,8 +67,8 @@ _reasons = _Reasons()
 logging.getLogger("psycopg.pool").addFilter(_reasons)
 
 
-class PsycopgPool:
-    """A `Pool` over an `AsyncConnectionPool`; gives every connection back."""
+class PsycopgPool(DriverPool):
+    """A `Pool` over an `AsyncConnectionPool`."""
 
     def __init__(
         self, pool: psycopg_pool.AsyncConnectionPool[Any], *, timeout: float
@@ -85,19 +79,10 @@ class PsycopgPool:
                 'run `pip install "psycopg-pool>=3.3"`'
             )
         self._pool = pool
-        self._timeout = timeout
-        self._home = Home(self._loop)
-        self._age = 0  # how often the connections were dropped
+        super().__init__(pool.max_size, timeout, self._pools_loop)
         self._in_use = 0
-        self._returning: set[asyncio.Future[None]] = set()
         #: None leaves it to psycopg; False behind a PgBouncer, where it mixes up.
         self._prepare: bool | None = None
-        self._checked = False
-
-    @property
-    def size(self) -> int:
-        """The most connections that it has."""
-        return self._pool.max_size
 
     @property
     def in_use(self) -> int:
@@ -105,114 +90,55 @@ class PsycopgPool:
         stats = self._pool.get_stats()
         return stats["pool_size"] - stats["pool_available"]
 
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
-    ) -> Sequence[Row]:
-        """Runs one statement in its own transaction."""
-        until = self._until(timeout)
-        async with self._connection(until) as connection:
-            return await connection.fetch(statement, timeout=left(until), **values)
-
-    @asynccontextmanager
-    async def transaction(
-        self, *, lock_timeout: float | None = None, timeout: float | None = None
-    ) -> AsyncIterator[_Connection]:
-        """One connection and one transaction."""
-        until = self._until(timeout)
-        async with self._connection(until) as connection:
-            await connection.run(begin(lock_timeout), left(until))
-            yield connection  # an exception rolls it back when the connection returns
-            check_commit(await connection.run("COMMIT", self._timeout))
-
-    async def expire(self) -> None:
-        """Drops the connections."""
-        self._age += 1
-        with _translated():
-            await self._pool.drain()
-
     async def close(self) -> None:
         """Closes the pool."""
-        self._home.enter()
+        self._enter()
         await self._pool.close(timeout=self._timeout)
 
-    def _loop(self) -> Loop | None:
+    def _pools_loop(self) -> Loop | None:
         runner = getattr(self._pool, "_sched_runner", None)  # None until it is opened
         return runner and runner.get_loop()
 
-    def _until(self, timeout: float | None) -> float:
-        seconds = self._timeout if timeout is None else timeout
-        return self._home.enter().time() + seconds
+    async def _drop(self) -> None:
+        with _translated():
+            await self._pool.drain()
 
-    @asynccontextmanager
-    async def _connection(self, until: float) -> AsyncIterator[_Connection]:
-        age = self._age
-        try:
-            driver = await self._take(until)
-            autocommit = driver.autocommit
-            encoding = driver.info.parameter_status("client_encoding")
-            connection = _Connection(driver, self._timeout)
-            try:
-                with _translated():
-                    if not autocommit:
-                        await driver.set_autocommit(True)
-                if encoding not in (None, "UTF8"):
-                    await connection.run(_encode("UTF8"), left(until))
-                if not self._checked:
-                    self._checked = True
-                    await self._check(connection, left(until))
-                connection.prepare = self._prepare
-                yield connection
-            finally:
-                # Shielded: a return that is cancelled loses the connection for good.
-                task = asyncio.ensure_future(
-                    self._put(connection, autocommit, encoding)
-                )
-                self._returning.add(task)
-                task.add_done_callback(self._returning.discard)
-                await asyncio.shield(task)
-        except ConnectionLost:
-            if age == self._age:
-                # The others are stale as well, and each would be handed out once.
-                await self.expire()
-            raise
-
-    async def _take(self, until: float) -> Any:
+    async def _take(self, until: float) -> DriverConnection:
         pool = self._pool
         if pool.closed:
-            raise StoreUnavailable(CLOSED)
+            raise StoreUnavailable(errors.CLOSED)
         try:
             with _translated():
                 driver = await pool.getconn(timeout=left(until))
         except (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests):
             reason = _reasons.last.get(pool.name)
             if reason is None and self._in_use:
-                raise none_free(self.size) from None
-            raise self._unreachable(
+                raise errors.none_free(self.size) from None
+            raise self.unreachable(
                 reason or "none came free or could be opened in time"
             ) from None
         _reasons.last.pop(pool.name, None)
         self._in_use += 1
-        return driver
+        return _Connection(driver, self._timeout)
 
-    def _unreachable(self, reason: str) -> StoreUnavailable:
-        given: dict[str, Any] = {}
-        info, options = self._pool.conninfo, self._pool.kwargs
-        with suppress(psycopg.Error):
-            given |= {} if callable(info) else conninfo_to_dict(info or "")
-            given |= {} if callable(options) else options or {}
-        return unreachable(addresses_in(given), reason, given.get("sslrootcert"))
+    async def _ready(self, connection: _Connection, until: float) -> None:
+        with _translated():
+            if not connection.autocommit:
+                await connection.driver.set_autocommit(True)
+        if connection.encoding not in (None, "UTF8"):
+            await connection.run(_encode("UTF8"), left(until))
+        await super()._ready(connection, until)
+        connection.prepare = self._prepare
 
-    async def _put(
-        self, connection: _Connection, autocommit: bool, encoding: str | None
-    ) -> None:
-        driver = connection.driver
+    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
+        driver, encoding = connection.driver, connection.encoding
         try:
             if driver.info.transaction_status != TransactionStatus.IDLE:
                 await connection.run("ROLLBACK", GRACE)
             if encoding not in (None, "UTF8"):
                 await connection.run(_encode(encoding), self._timeout)
-            if driver.autocommit != autocommit:
-                await driver.set_autocommit(autocommit)
+            if driver.autocommit != connection.autocommit:
+                await driver.set_autocommit(connection.autocommit)
         except (psycopg.Error, StoreError):
             await driver.close()  # the pool opens another one instead
         if connection.is_cut:
@@ -220,50 +146,55 @@ class PsycopgPool:
         self._in_use -= 1
         await self._pool.putconn(driver)
 
+    def _target(self) -> tuple[str, str | None]:
+        given: dict[str, Any] = {}
+        info, options = self._pool.conninfo, self._pool.kwargs
+        with suppress(psycopg.Error):
+            given |= {} if callable(info) else conninfo_to_dict(info or "")
+            given |= {} if callable(options) else options or {}
+        return target_in(given)
+
     async def _check(self, connection: _Connection, seconds: float) -> None:
         """Notices a PgBouncer: it tells a pid of its own, and not the server's."""
         driver = connection.driver
-        [(pid,)], _ = await connection.ask(_PID, None, seconds, prepare=False)
+        [(pid,)], _ = await connection.execute(_PID, None, seconds, prepare=False)
         if pid != driver.info.backend_pid:
             self._prepare = False
             if driver.prepare_threshold is not None:
-                logger.warning(
-                    "the database is behind a PgBouncer and psycopg prepares "
-                    "statements: with a PgBouncer older than 1.21 answers get mixed "
-                    "up; sessions do without, and for the rest of the application "
-                    'pass kwargs={"prepare_threshold": None} to the pool '
-                    '(see "PgBouncer" in the documentation)'
+                warn_of_pgbouncer(
+                    "psycopg",
+                    "sessions do without, and for the rest of the application pass "
+                    'kwargs={"prepare_threshold": None} to the pool',
                 )
 
 
-class _Connection:
-    def __init__(self, driver: Any, timeout: float) -> None:
-        self.driver = driver
-        self.prepare: bool | None = False
-        self.is_cut = False
-        self._timeout = timeout
+class _Connection(DriverConnection):
+    prepare: bool | None = False
+    is_cut = False
 
-    async def fetch(
-        self, statement: Statement, *, timeout: float | None = None, **values: Any
+    def __init__(self, driver: Any, timeout: float) -> None:
+        super().__init__(driver, timeout)
+        #: What is the application's own, to be set back.
+        self.autocommit: bool = driver.autocommit
+        self.encoding: str | None = driver.info.parameter_status("client_encoding")
+
+    async def ask(
+        self, statement: Statement, values: list[Any], seconds: float
     ) -> Sequence[Row]:
-        given = tuple(values[name] for name in statement.parameters)
-        rows, _ = await self.ask(
-            statement.formatted,
-            statement.spread(given),
-            self._timeout if timeout is None else timeout,
-            prepare=self.prepare,
+        given = statement.spread(tuple(values))
+        rows, _ = await self.execute(
+            statement.formatted, given, seconds, prepare=self.prepare
         )
         return rows
+
+    async def run(self, sql: str, seconds: float) -> str:
+        return (await self.execute(sql, None, seconds, prepare=False))[1]
 
     async def run_script(self, sql: str) -> None:
         with _translated():
             await self.driver.execute(sql, prepare=False)
 
-    async def run(self, sql: str, seconds: float) -> str:
-        """Runs what has no rows; returns the server's tag."""
-        return (await self.ask(sql, None, seconds, prepare=False))[1]
-
-    async def ask(
+    async def execute(
         self,
         sql: str,
         values: list[object] | None,
@@ -336,8 +267,9 @@ def _translated() -> Iterator[None]:
     except psycopg.Error as error:
         name = type(error).__name__
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:
-            raise error_of("22000", name, None) from None  # refused by psycopg itself
-        raise error_of(
+            # refused by psycopg itself
+            raise errors.error_of("22000", name, None) from None
+        raise errors.error_of(
             error.sqlstate,
             name,
             error.diag.message_primary,
@@ -346,4 +278,4 @@ def _translated() -> Iterator[None]:
     except UnicodeError:
         raise UnstorableText from None
     except (OSError, ValueError) as error:
-        raise error_of(None, type(error).__name__, None) from None
+        raise errors.error_of(None, type(error).__name__, None) from None
