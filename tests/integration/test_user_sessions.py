@@ -560,6 +560,21 @@ async def test_a_surplus_session_that_is_somebody_elses_by_now_stays(
         await store.close()
 
 
+async def test_users_with_most_sessions_are_users_with_live_ones(
+    database: str,
+) -> None:
+    """Neither those without a user are counted, nor those that have expired."""
+    store = await rows_of(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE compas_session SET user_id = NULL WHERE handle ~ '^(kept|other)'"
+        )
+    try:
+        assert [("ada", 1)] == await store.top_users()
+    finally:
+        await store.close()
+
+
 async def test_what_expires_while_its_lock_is_waited_for_was_not_ended(
     database: str,
 ) -> None:

@@ -267,6 +267,10 @@ class UserSessionsSuite:
     async def test_it_counts(self, bench: Bench) -> None:
         """Live, expired, anonymous, users, the age of the oldest, bytes."""
         assert (await bench.store.stats())["oldest_seconds"] is None
+        for data in ({"user_id": "eve"}, {"n": 0}):
+            await created(bench.store, data, own=True, own_idle=5)
+        bench.pass_time(10)
+        assert (await bench.store.stats())["oldest_seconds"] is None
         await created(bench.store, {"user_id": "ada"})
         await created(bench.store, {"user_id": "ada"})
         await created(bench.store)
@@ -274,7 +278,7 @@ class UserSessionsSuite:
 
         stats = await bench.store.stats()
 
-        assert (3, 0, 1, 1) == tuple(
+        assert (3, 2, 1, 1) == tuple(
             stats[name] for name in ("live", "expired", "anonymous", "users")
         )
         assert 10 == pytest.approx(stats["oldest_seconds"], abs=5)
