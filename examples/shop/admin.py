@@ -20,7 +20,10 @@ class Admin(Page):
 
     @sensitive
     async def post(self) -> None:
-        customer = await users.by_id(self.db, int(self.get_body_argument("user")))
+        number = self.get_body_argument("user")
+        if not (number.isdecimal() and len(number) < 10):
+            raise HTTPError(400)
+        customer = await users.by_id(self.db, int(number))
         if customer is None or customer.admin:
             raise HTTPError(404)
         # `user_id` stays: who sits there is no other, and the customer's list of

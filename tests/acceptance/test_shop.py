@@ -270,6 +270,7 @@ async def test_an_administrator_acts_as_a_customer_and_comes_back(database):
         assert 403 == (await eve.get("/admin")).code
         assert 403 == (await eve.send("/admin", user=1)).code
         before = ada.jar.get()
+        assert 400 == (await ada.send("/admin", user="eve")).code
         assert 302 == (await ada.send("/admin", user=2)).code
         assert before != ada.jar.get()
 
