@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -36,6 +36,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         service = Service(program("chromedriver", "chromium-driver"))
         self.driver = Chrome(options, service)
+        self.driver.set_script_timeout(5)
 
     def open(self, url: str) -> None:
         self.driver.get(url)
@@ -91,7 +92,8 @@ class Browser:
 
     def eventually(self, condition: Callable[[], T]) -> T:
         """Waits until the condition holds, and returns what it gave."""
-        wait = WebDriverWait(self.driver, 15, poll_frequency=0.05)
+        # A script whose page is left in the meantime never answers.
+        wait = WebDriverWait(self.driver, 15, 0.05, [WebDriverException])
         return wait.until(lambda _: condition())
 
     def close(self) -> None:
