@@ -119,6 +119,7 @@ async def test_it_is_over_when_all_kinds_work(trouble, caplog):
     assert "2 requests" in lines(caplog)[-1]
 
 
+@pytest.mark.slow
 async def test_it_is_not_over_while_it_fails_now_and_then(trouble, caplog, monkeypatch):
     """A quiet second is needed, or each success would be an end."""
     monkeypatch.setattr(module, "_QUIET", 0.25)  # a busy machine pauses for long
