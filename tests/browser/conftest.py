@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from selenium.common.exceptions import TimeoutException, WebDriverException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.browser.firefox import Firefox
+from tests.browser.firefox import Firefox, Words
 from tests.programs import program
 
 FLAGS = """
@@ -25,7 +25,7 @@ FLAGS = """
 T = TypeVar("T")
 
 
-class Browser:
+class Browser(Words):
     """A browser with a profile of its own, and with the words of the tests."""
 
     def __init__(self, profile: Path, *flags: str) -> None:
@@ -59,13 +59,6 @@ class Browser:
 
     def text(self, element_id: str) -> str:
         return self.driver.find_element(By.ID, element_id).text.strip()
-
-    def shows(self, text: str, element_id: str) -> None:
-        """Waits until the element has this text."""
-        try:
-            self.eventually(lambda: self.text(element_id) == text)
-        except TimeoutException:
-            assert text == self.text(element_id)
 
     def address(self) -> str:
         return self.driver.current_url

@@ -31,7 +31,21 @@ PREFERENCES = {
 }
 
 
-class Firefox:
+class Words:
+    """What the tests say to any browser, in the words that each has of its own."""
+
+    eventually: Callable[[Callable[[], Any]], Any]
+    text: Callable[[str], str]
+
+    def shows(self, text: str, element_id: str) -> None:
+        """Waits until the element has this text."""
+        try:
+            self.eventually(lambda: self.text(element_id) == text)
+        except TimeoutException:
+            assert text == self.text(element_id)
+
+
+class Firefox(Words):
     """A browser with a profile of its own, and with the words of `Browser`."""
 
     def __init__(self, profile: Path, *flags: str) -> None:
@@ -129,13 +143,6 @@ class Firefox:
         return element?.checkVisibility() ? element.innerText.trim() : "";
         """
         return str(self.run(script, element_id))
-
-    def shows(self, text: str, element_id: str) -> None:
-        """Waits until the element has this text."""
-        try:
-            self.eventually(lambda: self.text(element_id) == text)
-        except TimeoutException:
-            assert text == self.text(element_id)
 
     def address(self) -> str:
         return str(self.run("return location.href"))

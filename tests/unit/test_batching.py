@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tornado_compas_session.exceptions import SessionGone, StoreError, StoreUnavailable
-from tornado_compas_session.stores.batching import Batcher, Each, reserve
+from tornado_compas_session.stores.batching import Batcher, Each, time_for
 
 
 class Database:
@@ -301,7 +301,8 @@ async def test_a_batch_is_told_how_long_it_may_take(make: Maker, database: Datab
 
     assert 5 - 0.5 == pytest.approx(first, abs=0.3)
     assert 20 - 0.5 == pytest.approx(second, abs=0.3)
-    assert (0.5, 0.1) == (reserve(20), reserve(1))
+    assert (20, 19.5) == time_for(0, 20, None)
+    assert (1, 0.9) == time_for(0, 20, 1)
 
 
 async def test_a_short_limit_of_the_caller_is_time_enough(

@@ -31,6 +31,7 @@ from tornado_compas_session.exceptions import (
 from tornado_compas_session.stores.batching import Batcher, Each
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rows import (
     lifetime,
     many,
@@ -100,7 +101,7 @@ class Writes(Shared[Item, Result]):
 
     async def _send(self, items: dict[str, Item], seconds: float) -> dict[str, Any]:
         until = asyncio.get_running_loop().time() + seconds
-        met = await self._met(items, seconds)
+        met = await self._met(items, until)
         for handle, item in items.items():
             row = met.get(handle)
             if row is None:
@@ -109,12 +110,10 @@ class Writes(Shared[Item, Result]):
                 met[handle] = self._outcome(row, item)
         return met
 
-    async def _met(self, items: dict[str, Item], seconds: float) -> dict[str, Any]:
+    async def _met(self, items: dict[str, Item], until: float) -> dict[str, Any]:
         """The rows that the items met, by handle; or the errors."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
         try:
-            rows = await self._written(items, seconds)
+            rows = await self._written(items, left(until))
         except StoreUnavailable:
             raise  # it may have been applied, so it is not sent again
         except (StoreError, SessionDataError) as error:
@@ -126,7 +125,7 @@ class Writes(Shared[Item, Result]):
             outcomes: dict[str, Any] = {}
             for handle, item in items.items():
                 try:
-                    outcomes |= await self._met({handle: item}, until - loop.time())
+                    outcomes |= await self._met({handle: item}, until)
                 except (StoreError, SessionDataError) as own:
                     outcomes[handle] = own
             return outcomes

@@ -46,12 +46,16 @@ class _Entry(NamedTuple):
     ends: float
 
 
-def reserve(timeout: float) -> float:
+def time_for(now: float, timeout: float, deadline: float | None) -> tuple[float, float]:
     """
-    The seconds of a time limit that are kept for the cancelling: a request is answered
-    503 once it is known that its write does not happen any more.
+    By when a caller is answered, who has `timeout` seconds and none after its deadline;
+    and by when its query has to be over. What lies between is kept for the cancelling:
+    a 503 is answered once it is known that the write does not happen any more.
     """
-    return min(0.5, timeout / 10)
+    until = now + timeout
+    if deadline is not None:
+        until = min(until, deadline)
+    return until, until - min(0.5, (until - now) / 10)
 
 
 class Batcher(Generic[Item, Result]):
@@ -139,11 +143,8 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        now = loop.time()
-        seconds = self.timeout if deadline is None else deadline - now
-        seconds = min(seconds, self.timeout)
-        ends = now + seconds - reserve(seconds)
-        self._queue.append(_Entry(key, item, waiter, now + seconds, ends))
+        until, ends = time_for(loop.time(), self.timeout, deadline)
+        self._queue.append(_Entry(key, item, waiter, until, ends))
         if len(self._under_way) < self.lanes:
             if self._apart or not self._under_way:
                 self._start()

@@ -18,8 +18,13 @@ from tornado_compas_session.exceptions import (
     WriteConflict,
 )
 from tornado_compas_session.stores.batching import Batcher
-from tornado_compas_session.stores.distributed import IS_SPREAD, LAYOUT, lock_limit
+from tornado_compas_session.stores.distributed import (
+    IS_SPREAD,
+    LAYOUT,
+    lock_limit_everywhere,
+)
 from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.pools.queries import Statement, statements
 
 logger = logging.getLogger("tornado_compas_session")
@@ -105,7 +110,7 @@ class Database:
             for _ in range(_TRIES - 1):
                 with suppress(WriteConflict):
                     return await self.pool.fetch(statement, timeout=limit, **values)
-                limit = until - asyncio.get_running_loop().time()
+                limit = left(until)
             return await self.pool.fetch(statement, timeout=limit, **values)
         except UnstorableText as error:
             raise SessionDataError("all of it", str(error)) from None
@@ -121,7 +126,7 @@ class Database:
         begun = self.pool.transaction(lock_timeout=lock, timeout=seconds)
         async with begun as connection:
             if lock is not None and self._distributed:
-                await connection.run_script(lock_limit(lock))
+                await connection.run_script(lock_limit_everywhere(lock))
             yield connection
 
     async def on(
@@ -166,10 +171,6 @@ class Database:
     def deadline(self) -> float:
         """The loop's time by which a statement that is sent now is over."""
         return asyncio.get_running_loop().time() + self.timeout
-
-    def left(self, deadline: float) -> float:
-        """The seconds until then."""
-        return deadline - asyncio.get_running_loop().time()
 
     def keep(self, task: asyncio.Future[Any]) -> None:
         """Holds a task that was given up until it ends, and takes its exception."""

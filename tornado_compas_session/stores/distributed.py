@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import LockTimeout
+from tornado_compas_session.stores.pools.limits import lock_limit
 from tornado_compas_session.stores.pools.queries import compile_statement
 
 if TYPE_CHECKING:
@@ -63,12 +64,9 @@ DELETE_THEM = compile_statement(
 )
 
 
-def lock_limit(seconds: float) -> str:
+def lock_limit_everywhere(seconds: float) -> str:
     """The script that bounds, in a transaction, the waits for a row on every server."""
-    return (
-        "SET LOCAL citus.propagate_set_commands = 'local'; "
-        f"SET LOCAL lock_timeout = '{max(1, int(seconds * 1000))}ms'"
-    )
+    return f"SET LOCAL citus.propagate_set_commands = 'local'; {lock_limit(seconds)}"
 
 
 async def delete_expired(database: Database, limit: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.core.types import SessionRecord
 from tornado_compas_session.stores.database import Database
+from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rowqueue import RowQueue
 
 Load = Callable[[str, float], Awaitable[SessionRecord | None]]
@@ -36,8 +37,7 @@ class RowWriter:
         self, name: str, handle: str, until: float, values: Mapping[str, Any]
     ) -> Row | None:
         """The row as it is then; None if it is not there, with these values."""
-        left = self._database.left(until)
-        rows = await self._database.alone(name, left, handle=handle, **values)
+        rows = await self._database.alone(name, left(until), handle=handle, **values)
         if rows:
             return await self._database.own(rows, handle)
         return await self.waiting(name, handle, until, values)
@@ -49,9 +49,8 @@ class RowWriter:
         if not await self.is_there(handle, until, values):
             return None
         async with self.queue.turn(handle, until):
-            left = self._database.left(until)
             rows = await self._database.alone(
-                name + "_waiting", left, handle=handle, **values
+                name + "_waiting", left(until), handle=handle, **values
             )
         return await self._database.own(rows, handle) if rows else None
 

@@ -39,7 +39,7 @@ from tornado_compas_session.stores.batches import (
     Sum,
     Sums,
 )
-from tornado_compas_session.stores.batching import Batcher, reserve
+from tornado_compas_session.stores.batching import Batcher, time_for
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rows import new, one, record_of, saved_of, turned
@@ -287,13 +287,10 @@ class PostgresSessionStore(PostgresUserSessions):
     def _until(self, deadline: float | None) -> float:
         """By when a statement has to end for a caller with this deadline."""
         now = asyncio.get_running_loop().time()
-        until = now + self.timeout
-        if deadline is not None:
-            until = min(until, deadline)
-        until -= reserve(until - now)
-        if until <= now:
+        _, ends = time_for(now, self.timeout, deadline)
+        if ends <= now:
             raise StoreUnavailable("there is no time left for the session store")
-        return until
+        return ends
 
 
 class _Locked:

@@ -15,6 +15,7 @@ from tornado_compas_session.core.types import Identity
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.distributed import QUEUE_FOR_USER
 from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rowqueue import RowQueue
 
 
@@ -57,8 +58,8 @@ class SignIns:
             await enter(self._users.turn(str(identity.user_id), until))
             if name.endswith("_waiting"):
                 await enter(self._rows.queue.turn(handle, until))
-            left = database.left(until)
-            connection = await enter(database.transaction(left, lock=left))
+            seconds = left(until)
+            connection = await enter(database.transaction(seconds, lock=seconds))
             rows = await database.on(connection, name, handle=handle, **values)
             if not rows:
                 return None
@@ -86,13 +87,13 @@ class SignIns:
         surplus = await on(
             connection, "surplus_sessions", user_id=user, handle=handle, others=others
         )
-        left = [row[0] for row in surplus]
+        over = [row[0] for row in surplus]
         for pause in (0.01, 0.1, None):
-            if not left:
+            if not over:
                 return
-            ended = await self._end(connection, left, user)
-            left = [other for other in left if other not in ended]
-            if left and pause is not None:
+            ended = await self._end(connection, over, user)
+            over = [other for other in over if other not in ended]
+            if over and pause is not None:
                 await asyncio.sleep(pause)  # one that is being saved, and not for long
 
     async def _end(

@@ -12,6 +12,7 @@ from tornado_compas_session.stores import distributed
 from tornado_compas_session.stores.batches import Loads
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rows import info_of
 
 logger = logging.getLogger("tornado_compas_session")
@@ -49,15 +50,13 @@ class PostgresUserSessions:
             found = await self._loads.submit(handle, handle, until)
             if found is None:
                 return False
-            left = database.left(until)
             rows = await database.alone(
-                "delete_session", left, handle=handle, epoch=found.epoch
+                "delete_session", left(until), handle=handle, epoch=found.epoch
             )
             if not rows:
                 # Somebody has it locked, or it is another visitor's by now.
                 async with self._rows.queue.turn(handle, until):
-                    left = database.left(until)
-                    rows = await database.alone("revoke", left, handle=handle)
+                    rows = await database.alone("revoke", left(until), handle=handle)
         if rows:
             logger.info("session %s revoked", handle)
         return bool(rows)
@@ -70,23 +69,23 @@ class PostgresUserSessions:
         until, kept = database.deadline(), except_handle or ""
 
         async def end(name: str) -> int:
-            left = database.left(until)
-            return len(
-                await database.alone(name, left, user_id=user, except_handle=kept)
+            rows = await database.alone(
+                name, left(until), user_id=user, except_handle=kept
             )
+            return len(rows)
 
         with self._writes:
             ended = 0
             if not await database.is_distributed(until):
                 ended = await end("revoke_user_unlocked")
-            left = await database.alone(
+            others = await database.alone(
                 "surplus_sessions",
-                database.left(until),
+                left(until),
                 user_id=user,
                 handle=kept,
                 others=0,
             )
-            if left:
+            if others:
                 # One at a time of a user, whose name is no handle: it has a space.
                 async with self._rows.queue.turn(f"user {user}", until):
                     ended += await end("revoke_user")

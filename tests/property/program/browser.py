@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
+
+from tornado_compas_session.testing.jar import Cookie as Told
 
 HOST = "shop.example.com"
 
@@ -22,42 +23,6 @@ class Cookie:
     origin: Any = None
 
 
-@dataclass
-class Told:
-    """One Set-Cookie header."""
-
-    name: str
-    value: str
-    attributes: dict[str, str]
-
-    @property
-    def domain(self) -> str | None:
-        return self.attributes.get("domain", "").lstrip(".").lower() or None
-
-    def ends(self, now: float) -> float | None:
-        """Max-Age goes before Expires; None without either."""
-        if "max-age" in self.attributes:
-            return now + int(self.attributes["max-age"])
-        if "expires" in self.attributes:
-            return parsedate_to_datetime(self.attributes["expires"]).timestamp()
-        return None
-
-    def clears(self, now: float) -> bool:
-        ends = self.ends(now)
-        return ends is not None and ends <= now
-
-
-def parse(header: str) -> Told:
-    """What a Set-Cookie header says."""
-    pair, *rest = header.split(";")
-    name, _, value = pair.strip().partition("=")
-    attributes = {}
-    for attribute in rest:
-        key, _, text = attribute.strip().partition("=")
-        attributes[key.strip().lower()] = text.strip()
-    return Told(name.strip(), value.strip().strip('"'), attributes)
-
-
 class Jar:
     """What a browser keeps and sends. Cookies that are older go first."""
 
@@ -66,13 +31,13 @@ class Jar:
 
     def take(self, told: Told, now: float, origin: Any = None) -> None:
         """Does as a Set-Cookie header says, if it is for this host."""
-        domain = told.domain
+        domain = told.domain or None
         if domain is not None and HOST != domain and not HOST.endswith("." + domain):
             return
         if told.attributes.get("path", "/") != "/":
             return
         key = told.name, domain
-        if told.clears(now):
+        if told.expired(now):
             self._cookies.pop(key, None)
             return
         cookie = Cookie(told.name, domain, told.value, told.ends(now), origin)

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from tests.property.program.browser import Cookie, Told, parse
+from tests.property.program.browser import Cookie
 from tests.property.program.site import CURRENT, NAME, Wire, header_lines, lost
 from tests.property.program.site import start_line as make_start_line
+from tornado_compas_session.testing.jar import Cookie as Told
 
 if TYPE_CHECKING:
     from tests.property.program.simulation import Simulation
@@ -196,7 +197,7 @@ class Request:
     @property
     def told(self) -> list[Told]:
         """The Set-Cookie headers that left."""
-        return [parse(text) for text in self.wire.headers.get_list("Set-Cookie")]
+        return [Told.parse(text) for text in self.wire.headers.get_list("Set-Cookie")]
 
     @property
     def told_session(self) -> list[Told]:
@@ -206,7 +207,7 @@ class Request:
     def sets(self) -> bool:
         """Whether a session's cookie is set by its answer."""
         now = self.world.clock.time()
-        return any(not told.clears(now) for told in self.told_session)
+        return any(not told.expired(now) for told in self.told_session)
 
     @property
     def clears(self) -> bool:

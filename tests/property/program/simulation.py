@@ -587,7 +587,7 @@ class Simulation:
 
         def seen(name: str) -> list[Any]:
             return sorted(
-                (str(t.domain), t.clears(now), t.attributes.get("max-age"))
+                (t.domain, t.expired(now), t.attributes.get("max-age"))
                 for t in request.told
                 if t.name == name
             )
@@ -691,7 +691,7 @@ class Simulation:
     def _attacker_gets(self, request: Request) -> None:
         now = self.clock.time()
         for told in request.told_session:
-            if not told.clears(now):
+            if not told.expired(now):
                 self.known.append(Cookie(NAME, None, told.value, None, request))
         for content in request.bodies:
             user, period = content.get("user_id"), content.get("period")

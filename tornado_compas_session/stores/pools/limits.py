@@ -94,10 +94,13 @@ def cut_socket(fileno: int) -> None:
 
 def begin(lock_timeout: float | None) -> str:
     """The script that begins a transaction, in one trip."""
-    if lock_timeout is None:
-        return "BEGIN"
+    return "BEGIN" if lock_timeout is None else f"BEGIN; {lock_limit(lock_timeout)}"
+
+
+def lock_limit(seconds: float) -> str:
+    """The script that bounds, in a transaction, each wait for a row."""
     # Zero would mean no limit.
-    return f"BEGIN; SET LOCAL lock_timeout = '{max(1, int(lock_timeout * 1000))}ms'"
+    return f"SET LOCAL lock_timeout = '{max(1, int(seconds * 1000))}ms'"
 
 
 def left(until: float) -> float:
