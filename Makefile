@@ -74,7 +74,7 @@ clean: ## Remove what the tools made; .venv and the example's database stay
 $(INSTALLED): requirements/dev.txt requirements/no-deps.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'This needs Python >= 3.11; name one: make $@ PYTHON=python3.13' >&2; exit 1; }
-	@echo 'Installing into $(VENV): once, a minute or two.'
+	@echo 'Installing into $(VENV): once, about a minute.'
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && \
 		  $(PYTHON) -m pip -qq --python $(BIN)/python install pip; }
