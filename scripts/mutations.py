@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import copy
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -14,9 +14,15 @@ class Mutant(NamedTuple):
 
     path: str
     line: int
-    #: The fault in a few words, the same in every run.
+    #: Those of the statement that it is in.
+    lines: range
+    #: The fault in a few words, the same in every run and whatever is around it.
     fault: str
-    text: str
+    #: Python as a tree, with the lines of the original; SQL as text.
+    make: Callable[[], ast.Module | str]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} {self.fault}"
 
 
 # -- Python ----------------------------------------------------------------------------
@@ -50,17 +56,33 @@ _SILENT = {"__repr__", "__str__"}
 def of_python(path: str, text: str) -> Iterator[Mutant]:
     """The faults of a module: a wrong operator, a missing statement, another value."""
     tree = ast.parse(text)
+    silent, lines = _silent(tree), _lines(tree)
     for place, node in enumerate(ast.walk(tree)):
+        if node in silent:
+            continue
         for number, fault in enumerate(_faults(node)):
-            # Each fault goes into a tree of its own.
-            mutated = copy.deepcopy(tree)
-            twin = next(n for i, n in enumerate(ast.walk(mutated)) if i == place)
-            was = _short(node)
-            _FAULTS[fault](twin, number)
             line = getattr(node, "lineno", 0)
-            changed = f"{fault}: {was}"
-            if not _is_silent(tree, node):
-                yield Mutant(path, line, changed, ast.unparse(mutated))
+            make = partial(_with_fault, text, place, fault, number)
+            yield Mutant(path, line, lines[node], f"{fault}: {_short(node)}", make)
+
+
+def _with_fault(text: str, place: int, fault: str, number: int) -> ast.Module:
+    tree = ast.parse(text)
+    node = next(node for i, node in enumerate(ast.walk(tree)) if i == place)
+    _FAULTS[fault](node, number)
+    return ast.fix_missing_locations(tree)
+
+
+def _lines(tree: ast.AST) -> dict[ast.AST, range]:
+    """For each node the lines of its statement, without the statements in that."""
+    found: dict[ast.AST, range] = {}
+    for statement in ast.walk(tree):  # the outer ones first
+        if isinstance(statement, ast.stmt):
+            body = getattr(statement, "body", None)
+            last = body[0].lineno - 1 if body else statement.end_lineno or 0
+            lines = range(statement.lineno, max(statement.lineno, last) + 1)
+            found |= dict.fromkeys(ast.walk(statement), lines)
+    return found
 
 
 def _faults(node: ast.AST) -> Iterator[str]:
@@ -98,8 +120,9 @@ def _operator(node: ast.AST, number: int) -> None:
 
 
 def _replace(node: ast.AST, new: ast.AST) -> None:
+    place = {"lineno": getattr(node, "lineno", 0), "col_offset": 0}
     node.__class__ = new.__class__
-    node.__dict__ = new.__dict__
+    node.__dict__ = {**new.__dict__, **place}
 
 
 def _value(node: ast.AST, number: int) -> None:
@@ -123,28 +146,26 @@ _FAULTS: dict[str, Callable[[Any, int], object]] = {
 }
 
 
-def _is_silent(tree: ast.AST, node: ast.AST) -> bool:
-    """Whether the node is in what no test of behaviour can see."""
+def _silent(tree: ast.AST) -> set[ast.AST]:
+    """The nodes that are in what no test of behaviour can see."""
+    silent: list[ast.AST] = []
     for parent in ast.walk(tree):
-        silent: list[ast.AST] = []
         match parent:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                silent = [parent] if parent.name in _SILENT else []
+                silent += [parent] if parent.name in _SILENT else []
                 silent += _annotations(parent)
                 silent += [parent.returns] if parent.returns else []
             case ast.AnnAssign():
-                silent = [parent.annotation]
+                silent += [parent.annotation]
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                silent = [parent]
+                silent += [parent]
             case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
-                silent = [parent]
+                silent += [parent]
             case ast.Raise() | ast.JoinedStr():
-                silent = [child for child in ast.iter_child_nodes(parent)]
+                silent += ast.iter_child_nodes(parent)
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "logger"))):
-                silent = [parent]
-        if any(node is inner for one in silent for inner in ast.walk(one)):
-            return True
-    return False
+                silent += [parent]
+    return {inner for one in silent for inner in ast.walk(one)}
 
 
 def _annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.expr]:
@@ -196,7 +217,9 @@ def of_sql(path: str, text: str) -> Iterator[Mutant]:
             shown = " ".join(re.sub(r"--[^\n]*", "", condition).split())
             if shown:
                 line = text.count("\n", 0, start) + 1
-                yield Mutant(path, line, f"{heading}: without {word} {shown}", faulty)
+                fault = f"{heading}: without {word} {shown}"
+                make = partial(str, faulty)
+                yield Mutant(path, line, range(0), fault, make)
 
 
 def _is_range(words: list[tuple[str, int]], index: int) -> bool:
