@@ -296,7 +296,7 @@ WITH ended AS (DELETE FROM compas_session s WHERE s.expires_at > now() RETURNING
 SELECT count(*) FROM ended;
 
 -- delete_expired --
--- Whether a row has expired is asked again when it is deleted: it may have been renewed.
+-- A row that was renewed meanwhile stays: what is locked is looked at as it is then.
 -- Of several cleaners one works at a time; the others find nothing to do. The lock is
 -- this statement's, so that it holds behind PgBouncer and never outlives a process.
 WITH claim AS MATERIALIZED (
@@ -309,8 +309,7 @@ WITH claim AS MATERIALIZED (
       LIMIT :limit::integer
         FOR UPDATE SKIP LOCKED),
      deleted AS (
-     DELETE FROM compas_session s USING doomed
-      WHERE s.handle = doomed.handle AND s.expires_at <= now()
+     DELETE FROM compas_session s USING doomed WHERE s.handle = doomed.handle
      RETURNING 1)
 SELECT count(*) FROM deleted;
 
@@ -334,7 +333,8 @@ SELECT s.user_id, count(*)
  GROUP BY s.user_id ORDER BY count(*) DESC, s.user_id LIMIT :limit::integer;
 
 -- check_session_table --
-SELECT s.handle FROM compas_session s WHERE s.secret_at IS NULL LIMIT 0;
+-- For no row, but refused where the table or its newest column is missing.
+SELECT s.secret_at FROM compas_session s LIMIT 0;
 
 -- encoding --
 SELECT current_setting('server_encoding');
