@@ -378,6 +378,8 @@ def test_sizes_count_bytes(key: str, before: Content | None, value: Any) -> None
         size = len(encode(world.content).encode())
         assert size == world.ledger.size(world.difference())
         world.begin()
+        assert world.under_way is not None
+        assert size == world.ledger.size(world.under_way)
         world.end()
         assert size == world.ledger.stored
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -173,6 +173,18 @@ def test_what_cannot_be_called_is_refused(hook):
     for wrong in (hook, waits):
         with pytest.raises(SettingsError, match="on_event"):
             session_settings(MemorySessionStore(), on_event=wrong)
+
+
+def test_a_store_is_asked_what_it_has_to_tell(heard):
+    """One that can tell of its batches does so to the same hook."""
+
+    class Telling(MemorySessionStore):
+        def listen(self, tell: Callable[..., None]) -> None:
+            tell("store.batch", kind="load", size=1)
+
+    make_manager(Telling(), on_event=heard)
+
+    assert [("store.batch", {"kind": "load", "size": 1})] == heard
 
 
 def test_memory_has_metrics():
