@@ -31,6 +31,7 @@ THIRD_PARTIES = {
     "stores.pools.momoko": {"momoko", "psycopg2"},
     "stores.pools.psycopg": {"psycopg", "psycopg_pool"},
     "cookies.signing": {"tornado"},
+    "stores.cleaner": {"tornado"},
 }
 #: Neighbours that may be asked: the command line starts a PostgreSQL to develop with.
 NEIGHBOURS = {("__main__", "tools"), ("tools", "testing")}
@@ -110,7 +111,7 @@ def test_imports_only_from_its_floor_and_below(module: str) -> None:
 
 @pytest.mark.parametrize("module", FILES)
 def test_third_parties_stay_in_their_rooms(module: str) -> None:
-    """A driver shows only in its adapter, and Tornado only where HTTP is."""
+    """A driver shows only in its adapter, and Tornado only where HTTP or a timer is."""
     allowed = THIRD_PARTIES.get(module, set())
     if wing_of(module) in TORNADO:
         allowed = allowed | {"tornado"}

@@ -170,24 +170,7 @@ class Committer:
                     return  # it was ended meanwhile
                 life.redraw()
                 continue
-            change = step.change
-            record = SessionRecord(
-                handle,
-                "{}",
-                new,
-                None,
-                0,
-                created=saved.now,
-                used=saved.now,
-                expires=saved.expires,
-                now=saved.now,
-                turned=saved.now,
-                shown=saved.now,
-                authenticated=saved.authenticated,
-                own_idle=change.own_idle,
-                own_absolute=change.own_absolute,
-            )
-            life.created(record)
+            life.created(SessionRecord.made(handle, new, step.change, saved))
             self._written(session, step, ledger)
             self._happened("created", handle)
             return

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, cast
+from typing import cast
 
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
@@ -31,7 +31,12 @@ from tornado_compas_session.core.manager import SessionManager
 from tornado_compas_session.core.plan import Planner, Step
 from tornado_compas_session.core.protocols import SessionStore
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.core.types import SessionInfo, SessionRecord
+from tornado_compas_session.core.types import (
+    Saved,
+    SessionChange,
+    SessionInfo,
+    SessionRecord,
+)
 from tornado_compas_session.exceptions import SessionDataError, SessionError
 from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
 
@@ -90,7 +95,8 @@ class CookieSessionManager(SessionManager):
         life.came_with(len(presented))
         if len(set(presented)) != 1:
             return session  # which one is the visitor's cannot be known
-        record = cast("_Kept", presented[0]).record(self._clock())
+        now = self._clock()
+        record = cast("SessionRecord", presented[0])._replace(now=now, turned=now)
         if record.expires <= record.now or self.lifetimes.is_over(record):
             life.found_nothing()
             return session
@@ -164,20 +170,9 @@ class _CookieCommitter(Committer):
         expires = record.expires if record and fixed else now + idle
         if absolute is not None:
             expires = min(expires, created + absolute)
-        written = SessionRecord(
-            "",
-            encode(dict(dict.items(session.open()))),
-            b"",
-            None,
-            0,
-            created=created,
-            used=now,
-            expires=expires,
-            now=now,
-            turned=now,
-            shown=now,
-            own_idle=session.own_idle,
-            own_absolute=session.own_absolute,
+        saved = Saved(expires, now)
+        written = SessionRecord.made("", b"", step.change, saved)._replace(
+            data=encode(dict(dict.items(session.open()))), created=created
         )
         size = len(options.key) + 1 + len(self._manager.value(written))
         if size > MAX_COOKIE:
@@ -220,48 +215,17 @@ class _CookieKeeper(SessionKeeper):
         raise SessionError("lock() needs a store; give session_settings() one")
 
 
-class _Kept(NamedTuple):
-    """What a verified cookie says."""
-
-    data: str
-    created: float
-    used: float
-    expires: float
-    own_idle: int | None
-    own_absolute: int | None
-
-    def record(self, now: float) -> SessionRecord:
-        """The session, as a row would have it."""
-        return SessionRecord(
-            "",
-            self.data,
-            b"",
-            None,
-            0,
-            created=self.created,
-            used=self.used,
-            expires=self.expires,
-            now=now,
-            turned=now,
-            shown=now,
-            own_idle=self.own_idle,
-            own_absolute=self.own_absolute,
-        )
-
-
-def _read(signed: Signed) -> _Kept | None:
-    """What is in a verified value, or None if it is not of this kind."""
+def _read(signed: Signed) -> SessionRecord | None:
+    """
+    The session in a verified value, as a row would have it but for the time of now;
+    None if the value is not of this kind.
+    """
     try:
         created, used, expires, own_idle, own_absolute, data = json.loads(signed.value)
         if not isinstance(data, dict):
             return None
-        return _Kept(
-            encode(data),
-            float(created),
-            float(used),
-            float(expires),
-            own_idle,
-            own_absolute,
-        )
+        change = SessionChange(own_idle=own_idle, own_absolute=own_absolute)
+        made = SessionRecord.made("", b"", change, Saved(float(expires), float(used)))
+        return made._replace(data=encode(data), created=float(created))
     except (ValueError, TypeError, RecursionError):  # signed by the application
         return None

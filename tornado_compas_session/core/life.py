@@ -235,20 +235,13 @@ class Life:
 
     def regenerated(self, saved: Saved, secret: NewSecret) -> None:
         """The row has the secret that was drawn."""
-        identity = secret.identity
         if self.record is None:  # the session was ended meanwhile
-            if self._doomed is not None and identity is not None:
-                self._doomed = self._doomed._replace(epoch=self._doomed.epoch + 1)
+            if self._doomed is not None:
+                self._doomed = self._doomed.turned_to(secret, saved)
             return
-        self.record = self.record._replace(
-            secret_hash=secret.new,
-            former_hash=None if identity else secret.former or secret.mine,
-            epoch=self.record.epoch + (identity is not None),
-            turned=saved.now,
-            shown=None,
-        )
+        self.record = self.record.turned_to(secret, saved)
+        self.renewed = True
         self._take_secret()
-        self.saved(saved)
 
     def _take_secret(self) -> None:
         assert self._tried is not None
@@ -262,12 +255,7 @@ class Life:
         if self.record is None:  # the session was ended meanwhile
             return
         self.renewed = True
-        self.record = self.record._replace(
-            used=saved.now,
-            expires=saved.expires,
-            now=saved.now,
-            authenticated=saved.authenticated,
-        )
+        self.record = self.record.saved(saved)
         if self.shows is not None:
             self.record = self.record._replace(shown=saved.now)
             self.shows = None

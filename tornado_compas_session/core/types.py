@@ -45,6 +45,51 @@ class SessionRecord(NamedTuple):
     own_idle: int | None = None
     own_absolute: int | None = None
 
+    @classmethod
+    def made(
+        cls, handle: str, secret_hash: bytes, change: SessionChange, saved: Saved
+    ) -> SessionRecord:
+        """
+        A session that was made so, but for its data. Whoever makes one has its secret,
+        and so has shown it.
+        """
+        now = saved.now
+        return cls(
+            handle,
+            "{}",
+            secret_hash,
+            former_hash=None,
+            epoch=0,
+            created=now,
+            used=now,
+            expires=saved.expires,
+            now=now,
+            turned=now,
+            shown=now,
+            authenticated=saved.authenticated,
+            own_idle=change.own_idle,
+            own_absolute=change.own_absolute,
+        )
+
+    def saved(self, saved: Saved) -> SessionRecord:
+        """The session once it was written, but for its data."""
+        return self._replace(
+            used=saved.now,
+            expires=saved.expires,
+            now=saved.now,
+            authenticated=saved.authenticated,
+        )
+
+    def turned_to(self, secret: NewSecret, saved: Saved) -> SessionRecord:
+        """The session once it got a new secret, but for its data."""
+        return self.saved(saved)._replace(
+            secret_hash=secret.new,
+            former_hash=None if secret.identity else secret.former or secret.mine,
+            epoch=self.epoch + (secret.identity is not None),
+            turned=saved.now,
+            shown=None,
+        )
+
 
 class RetiredId(NamedTuple):
     """An id that a session had before `regenerate`, used after its grace was over."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from typing import Any, Protocol
+
+from tornado.ioloop import PeriodicCallback
 
 logger = logging.getLogger("tornado_compas_session")
 
@@ -34,8 +35,8 @@ class Cleaner:
     ) -> None:
         self.store, self.every, self.batch = store, every, batch
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._round: asyncio.Task[None] | None = None
+        self._timer: PeriodicCallback | None = None
+        self._round: asyncio.Task[Any] | None = None
         self._stopped = self._failing = False
 
     def start(self) -> None:
@@ -47,13 +48,15 @@ class Cleaner:
         loop = asyncio.get_running_loop()
         if self._loop is not loop and not self._stopped:
             self._loop = loop
-            self._schedule()
+            # Processes that were started together do not come together for ever.
+            self._timer = PeriodicCallback(self._run, self.every * 1000, jitter=1.0)
+            self._timer.start()
 
     async def stop(self) -> None:
         """Ends it, the round under way included; it cannot be started again."""
         self._stopped = True
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.stop()
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
@@ -72,23 +75,8 @@ class Cleaner:
             total += deleted
         return total
 
-    def _schedule(self) -> None:
-        assert self._loop is not None
-        # Processes that were started together do not come together for ever.
-        seconds = self.every * random.uniform(0.5, 1.5)
-        self._timer = self._loop.call_later(seconds, self._begin)
-
-    def _begin(self) -> None:
-        assert self._loop is not None
-        self._round = self._loop.create_task(self._run())
-        self._round.add_done_callback(self._again)
-
-    def _again(self, task: asyncio.Task[None]) -> None:
-        self._round = None
-        if not task.cancelled() and not self._stopped:
-            self._schedule()
-
     async def _run(self) -> None:
+        self._round = asyncio.current_task()
         try:
             total = await self.clean()
         except Exception as error:
@@ -99,6 +87,8 @@ class Cleaner:
                 )
             self._failing = True
             return
+        finally:
+            self._round = None
         if self._failing:
             logger.info("expired sessions are deleted again")
         self._failing = False
