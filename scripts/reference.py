@@ -1,6 +1,6 @@
 """
 Writes docs/reference.md from the signatures and docstrings of the public names, and the
-entries of docs/options.md from the table in settings.py.
+entries of docs/options.md from the options in settings.py.
 
     python scripts/reference.py            writes the pages
     python scripts/reference.py --check    exits with 1 if one is out of date
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import tornado_compas_session as package  # noqa: E402
 from tornado_compas_session import testing  # noqa: E402
 from tornado_compas_session.core import protocols, types  # noqa: E402
-from tornado_compas_session.settings import OPTIONS, FromEnvironment  # noqa: E402
+from tornado_compas_session.settings import OPTIONS, SessionOptions  # noqa: E402
 from tornado_compas_session.stores import cleaner, migrations  # noqa: E402
 from tornado_compas_session.testing import embedded  # noqa: E402
 
@@ -242,25 +243,32 @@ def text_of(thing: Any) -> str:
 
 def options_page(text: str) -> str:
     """The page of the options with what stands between its marks written anew."""
-    parts = {option.part for option in OPTIONS.values()}
-    marks = r"(<!-- the options: (\w+) -->\n).*?(?=<!-- end -->)"
-    if parts != (found := {match[2] for match in re.finditer(marks, text, re.S)}):
-        raise SystemExit(f"docs/options.md has no place for {sorted(parts - found)}")
-    return re.sub(marks, lambda match: match[1] + _entries(match[2]), text, flags=re.S)
+    marks = re.compile(r"(<!-- the options from (\w+) -->\n).*?(?=<!-- end -->)", re.S)
+    firsts = {match[2] for match in marks.finditer(text)}
+    parts: dict[str, str] = {}
+    first = ""
+    for name, entry in _entries():
+        first = name if name in firsts else first
+        parts[first] = parts.get(first, "\n") + entry
+    if parts.keys() != firsts:
+        raise SystemExit(f"docs/options.md has no place for {parts.keys() - firsts}")
+    return marks.sub(lambda match: match[1] + parts[match[2]], text)
 
 
-def _entries(part: str) -> str:
-    return "\n" + "".join(
-        f"### {name}\n\nDefault: {_as_written(option.default)}\n\n{option.meaning}\n\n"
-        for name, option in OPTIONS.items()
-        if option.part == part
+def _entries() -> Iterator[tuple[str, str]]:
+    """Each option's entry, of its default and what stands above it in the source."""
+    source = inspect.getsource(SessionOptions)
+    said = dict(
+        (name, " ".join(re.sub(r" *#:", "", comment).split()))
+        for comment, name in re.findall(r"((?:^ +#: .*\n)+) +(\w+): ", source, re.M)
     )
-
-
-def _as_written(default: Any) -> str:
-    if isinstance(default, FromEnvironment):
-        return default.words
-    return f"`{default!r}`".replace("datetime.", "").replace("'", '"')
+    for name, option in OPTIONS.items():
+        if name not in said:
+            raise SystemExit(f"settings.py does not say what {name} means")
+        meaning, in_words, words = said[name].partition(" Default: ")
+        written = repr(option.default).replace("datetime.", "").replace("'", '"')
+        default = words if in_words else f"`{written}`"
+        yield name, f"### {name}\n\nDefault: {default}\n\n{meaning}\n\n"
 
 
 def main() -> None:

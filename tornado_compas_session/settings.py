@@ -2,8 +2,8 @@
 What the environment and the options say: read once, checked at once, frozen.
 
 Every fault is found before anything is raised, so that one start shows them all. An
-option is one line of `SessionOptions`: its name, default, check and meaning. The rest,
-that of the documentation included, follows from there.
+option is one entry of `SessionOptions`: its name, check and default, and above it what
+it means. The rest, that of the documentation included, follows from there.
 """
 
 from __future__ import annotations
@@ -13,40 +13,15 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from tornado_compas_session.browsers import (
-    MAX_MAX_AGE,
-    prefix_of,
-    public_name,
-    unmet,
-)
+from tornado_compas_session.browsers import MAX_MAX_AGE, prefix_of, unmet
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.origins import parse_origins
-
-__all__ = [
-    "CLEANER",
-    "HEADERS",
-    "MANAGER",
-    "MAX_MAX_AGE",
-    "OPTIONS",
-    "OPTION_NAMES",
-    "ORIGINS",
-    "PRODUCTION",
-    "Environment",
-    "FromEnvironment",
-    "Option",
-    "SessionOptions",
-    "lifetime_seconds",
-    "meant_option",
-    "public_name",
-    "unknown_option",
-]
 
 logger = logging.getLogger("tornado_compas_session")
 
@@ -64,17 +39,16 @@ MIN_KEY_LENGTH = 20
 #: "changemechangemechangeme" has seven, and no chance makes so few.
 MIN_KEY_VARIETY = 8
 
-# RFC 6265: a cookie name is a token.
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Signed value, signature, name and all must stay below what browsers keep.
-_MAX_NAME = 128
-# Browsers ignore longer attributes (RFC 6265bis, section 5.6).
-_MAX_ATTRIBUTE = 1024
-_DOMAIN = re.compile(
-    r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.I
-)
-_PATH = re.compile(r"/[!-:<-~]*")
-_SAME_SITE = {"lax": "Lax", "strict": "Strict", "none": "None"}
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Puts what is found wrong in the block on the list, instead of raising it."""
+    try:
+        yield
+    except SettingsError as error:
+        problems += error.problems
+    except (TypeError, ValueError) as error:
+        problems.append(str(error))
 
 
 # ── the environment ──────────────────────────────────────────────────────────────────
@@ -104,40 +78,45 @@ class Environment:
         app_name = environ.get("APP_NAME", "").strip()
         if not app_name:
             problems.append("APP_NAME is not set; it names the session cookie")
-        mode = environ.get("APP_ENV") or environ.get("NODE_ENV") or "production"
-        production = mode.strip().lower() != "development"
-
-        keys = _parse_keys(environ.get("APP_KEYS"), app_name, production, problems)
-        cookie_url = (environ.get("COOKIE_URL") or "").strip() or None
-        if cookie_url:
-            cookie_url = _host(cookie_url, problems)
+        production = is_production(environ)
+        keys: tuple[str, ...] = ()
+        cookie_url: str | None = None
         origins: tuple[str, ...] = ()
-        try:
+        with collected(problems):
+            keys = _keys(environ.get("APP_KEYS", ""), app_name, production)
+        with collected(problems):
+            if url := environ.get("COOKIE_URL", "").strip():
+                # As a bare host, as in COOKIE_URL=example.com, or as that of a URL.
+                host = re.sub(r"^\w+://([^/]*@)?([^/:]*).*", r"\2", url)
+                cookie_url = _domain(host, "COOKIE_URL")
+        with collected(problems):
             origins = parse_origins(environ.get("CORS_URL"))
-        except SettingsError as error:
-            problems += error.problems
         if problems:
             raise SettingsError(problems)
         return cls(app_name, keys, production, cookie_url, origins)
 
 
-def _parse_keys(
-    text: str | None, app_name: str, production: bool, problems: list[str]
-) -> tuple[str, ...]:
-    if text is None or not text.strip():
+def is_production(environ: Mapping[str, str]) -> bool:
+    """Everything is that does not say development."""
+    mode = environ.get("APP_ENV") or environ.get("NODE_ENV") or ""
+    return mode.strip().lower() != "development"
+
+
+def _keys(text: str, app_name: str, production: bool) -> tuple[str, ...]:
+    if not text.strip():
         if production:
-            problems.append(
+            raise SettingsError(
                 "APP_KEYS is not set; make a key with `tornado-compas-session keygen` "
                 "(or set APP_ENV=development to do without on your own machine)"
             )
-        elif app_name:
+        if app_name:
             logger.warning(
                 "APP_KEYS is not set: cookies are signed with a key derived from "
                 "APP_NAME, which anybody can guess; fine for development only"
             )
-            return (f"development-only-key-of-{app_name}",)
-        return ()
+        return (f"development-only-key-of-{app_name}",)
     keys = tuple(key.strip() for key in text.split(","))
+    problems = []
     for place, key in enumerate(keys, 1):
         where = f"APP_KEYS: key {place} of {len(keys)}"
         if not key:
@@ -158,21 +137,9 @@ def _parse_keys(
                 where,
                 MIN_KEY_VARIETY,
             )
+    if problems:
+        raise SettingsError(problems)
     return keys
-
-
-def _host(url: str, problems: list[str]) -> str | None:
-    """The domain for cookies: a bare host, as in COOKIE_URL=example.com, or a URL's."""
-    try:
-        host = urlsplit(url).hostname if "://" in url else url.lstrip(".")
-    except ValueError:
-        host = None
-    if not host or not _DOMAIN.fullmatch(host):
-        problems.append(
-            f"COOKIE_URL {url!r} is not a domain; it should be like example.com"
-        )
-        return None
-    return host.lower()
 
 
 # ── what a value may be: each takes it and the option's name, and says what is kept ──
@@ -186,19 +153,18 @@ def lifetime_seconds(value: float | timedelta | str, name: str = "max_age") -> i
     """
     if value == "session":
         return -BROWSER_SESSION_IDLE
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = _number_in(value)
+    if number is None:
         raise TypeError(
             f'{name} is a number of seconds, a timedelta or "session", '
             f"and not {value if isinstance(value, str) else type(value).__name__!r}"
         )
-    if not 1 <= value <= MAX_MAX_AGE:
+    if not 1 <= number <= MAX_MAX_AGE:
         raise ValueError(
             f"{name} must be between 1 second and 400 days ({MAX_MAX_AGE} seconds), "
             "the longest that a browser keeps a cookie"
         )
-    return int(value)
+    return int(number)
 
 
 def _seconds(value: Any, name: str) -> int:
@@ -207,16 +173,18 @@ def _seconds(value: Any, name: str) -> int:
     return lifetime_seconds(value, name)
 
 
+def _renew(value: Any, name: str) -> float | None:
+    if isinstance(value, bool):
+        return 30.0 if value else None
+    return _number(0, 86400)(value, name)
+
+
 def _number(
     low: float, high: float, kind: type[int] | type[float] = float
 ) -> Callable[[Any, str], float]:
     def check(value: Any, name: str) -> float:
-        number = value.total_seconds() if isinstance(value, timedelta) else value
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int | float)
-            or not low <= number <= high
-        ):
+        number = _number_in(value)
+        if number is None or not low <= number <= high:
             raise ValueError(
                 f"{name} is a number between {low:g} and {high:g}, and not {value!r}"
             )
@@ -225,10 +193,12 @@ def _number(
     return check
 
 
-def _renew(value: Any, name: str) -> float | None:
-    if isinstance(value, bool):
-        return 30.0 if value else None
-    return _number(0, 86400)(value, name)
+def _number_in(value: object) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return None
 
 
 def _flag(value: Any, name: str) -> bool:
@@ -237,15 +207,36 @@ def _flag(value: Any, name: str) -> bool:
     return value
 
 
-def _name(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        raise ValueError(
-            f"{name} {value!r} is no cookie name; letters, digits and any of "
-            "!#$%&'*+-.^_`|~ are allowed"
-        )
-    if len(value) > _MAX_NAME:
-        raise ValueError(f"{name} is longer than {_MAX_NAME} characters")
-    return value
+def _text(pattern: str, longest: int, wrong: str) -> Callable[[Any, str], str]:
+    def check(value: Any, name: str) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.I | re.A):
+            raise ValueError(f"{name} {value!r} {wrong}")
+        if len(value) > longest:
+            raise ValueError(f"{name} is longer than {longest} characters")
+        return value
+
+    return check
+
+
+# RFC 6265: a token. Signed value, signature, name and all must stay below what browsers
+# keep.
+_name = _text(
+    r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+",
+    128,
+    "is no cookie name; letters, digits and any of !#$%&'*+-.^_`|~ are allowed",
+)
+# Browsers ignore longer attributes (RFC 6265bis, section 5.6).
+_path = _text(
+    "/[!-:<-~]*",
+    1024,
+    "must begin with / and have no semicolon, space or control character",
+)
+_LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_host = _text(rf"\.?{_LABEL}(\.{_LABEL})*", 1024, "is no domain, like example.com")
+
+
+def _domain(value: Any, name: str) -> str:
+    return _host(value, name).lstrip(".").lower()
 
 
 def _names(value: Any, name: str) -> tuple[str, ...]:
@@ -255,68 +246,27 @@ def _names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(_name(one, name) for one in values)
 
 
-def _domain(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not _DOMAIN.fullmatch(value.lstrip(".")):
-        raise ValueError(f"{name} {value!r} is no domain, like example.com")
-    return value.lstrip(".").lower()
-
-
-def _path(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not _PATH.fullmatch(value):
-        raise ValueError(
-            f"{name} {value!r} must begin with / and have no semicolon, space or "
-            "control character"
-        )
-    if len(value) > _MAX_ATTRIBUTE:
-        raise ValueError(f"{name} is longer than {_MAX_ATTRIBUTE} characters")
-    return value
-
-
 def _same_site(value: Any, name: str) -> str:
-    if not isinstance(value, str) or value.lower() not in _SAME_SITE:
+    if str(value).lower() not in ("lax", "strict", "none"):
         raise ValueError(f'{name} is "lax", "strict" or "none", and not {value!r}')
-    return _SAME_SITE[value.lower()]
+    return str(value).capitalize()
 
 
 # ── the options ──────────────────────────────────────────────────────────────────────
 
 
-class FromEnvironment(NamedTuple):
-    """A default that the environment decides."""
-
-    #: How the documentation says it.
-    words: str
-    #: From the environment and the cookie's name.
-    decide: Callable[[Environment, str], Any]
-
-
 class Option(NamedTuple):
-    """All that is known of an option, but its name and type."""
+    """What is known of an option, but its name, type and meaning."""
 
-    #: The part of the page "Options" that it stands in.
-    part: str
-    #: As a user would write it.
-    default: Any
     #: Takes a value and the option's name; raises `TypeError` or `ValueError`.
     check: Callable[[Any, str], Any]
-    #: For the documentation.
-    meaning: str
+    #: As a user would write it; or what makes it of the environment and the name of
+    #: the cookie.
+    default: Any
 
 
-def _option(
-    part: str, default: Any, check: Callable[[Any, str], Any], meaning: str
-) -> Any:
-    metadata = {"option": Option(part, default, check, meaning)}
-    if isinstance(default, FromEnvironment):
-        return field(metadata=metadata)
-    kept = None if default is None else check(default, part)
-    return field(default=kept, metadata=metadata)
-
-
-# In which part of that page it stands.
-_cookie = partial(_option, "cookie")
-_lifetime = partial(_option, "lifetimes")
-_data = partial(_option, "data")
+def _option(check: Callable[[Any, str], Any], default: Any) -> Any:
+    return field(metadata={"option": Option(check, default)})
 
 
 def _cookie_domain(environment: Environment, key: str) -> str | None:
@@ -334,137 +284,82 @@ class SessionOptions:
     Made by `SessionOptions.build(environment, **options)`; lifetimes in seconds.
     """
 
-    key: str = _cookie(
-        FromEnvironment(
-            "`APP_NAME` in lower case + `.sess`",
-            lambda environment, _: environment.app_name.lower() + ".sess",
-        ),
-        _name,
-        "The name of the cookie. What a [prefix](cookies.md#prefixes) demands of the "
-        "other options is checked.",
+    # What stands above an option is what docs/options.md says of it.
+
+    #: The name of the cookie. What a [prefix](cookies.md#prefixes) demands of the other
+    #: options is checked. Default: `APP_NAME` in lower case + `.sess`
+    key: str = _option(
+        _name, lambda environment, _: f"{environment.app_name}.sess".lower()
     )
-    previous_keys: tuple[str, ...] = _cookie(
-        (),
-        _names,
-        "Names of former days that are still read; the cookie is sent anew under "
-        "`key`, see [cookies](cookies.md#a-new-name).",
-    )
-    domain: str | None = _cookie(
-        FromEnvironment("`COOKIE_URL` in production, else none", _cookie_domain),
-        _domain,
-        "The `Domain` attribute; without it the cookie goes to this host alone.",
-    )
-    path: str = _cookie("/", _path, "The `Path` attribute.")
-    secure: bool = _cookie(
-        FromEnvironment(
-            "true in production", lambda environment, _: environment.production
-        ),
-        _flag,
-        "The `Secure` attribute: https only.",
-    )
-    http_only: bool = _cookie(True, _flag, "Scripts cannot read it.")
-    same_site: str = _cookie(
-        "lax",
-        _same_site,
-        '`"lax"`, `"strict"` or `"none"`; `"none"` needs `secure`.',
-    )
-    partitioned: bool = _cookie(
-        False,
-        _flag,
-        "The `Partitioned` attribute (CHIPS): in frames of other sites the browser "
-        "keeps a cookie for each of these. Needs `secure` and "
-        '`same_site="none"`.',
-    )
-    signed: bool = _cookie(
-        True,
-        _flag,
-        "Signed with the keys in APP_KEYS, in Tornado's format. `False` needs a store; "
-        "the id alone is in the cookie then.",
-    )
-    overwrite: bool = _cookie(
-        True,
-        _flag,
-        "The cookie's lifetime restarts with use: it goes out whenever its secret is "
-        "new, which a renewal makes it. `False`: only when the session is new or "
-        "regenerated, so the cookie ends `max_age` after that.",
-    )
-    keep_public_cookie: bool = _cookie(
-        False,
-        _flag,
-        "A second cookie, `<key>.public`, that scripts can read. Its value is `truthy` "
-        "for everybody; it comes and goes with the session cookie. Needs a store.",
-    )
-    #: Negative: the cookie ends with the browser.
-    max_age: int = _lifetime(
-        timedelta(days=6),
-        lifetime_seconds,
-        "The idle lifetime: so long after its last use the session ends. A shorter one "
-        'holds for sessions that live already. `"session"`: the cookie ends with the '
-        "browser, and the row 30 minutes after its last use.",
-    )
-    #: None: the lifetime is fixed.
-    renew: float | None = _lifetime(
-        True,
-        _renew,
-        "Use extends the session. The row's expiry is written at most every 30 seconds "
-        "(where the lifetime is under 5 minutes, every tenth of it), and the data is "
-        "not touched; the cookie, with a new secret, when it is older than a tenth of "
-        "the lifetime, an hour at most. A number sets the seconds; `0` renews both "
-        "with every request. `False`: the lifetime is fixed.",
-    )
-    absolute_max_age: int | None = _lifetime(
-        None, _seconds, "So long after it was created the session ends, however busy."
-    )
-    anonymous_max_age: int | None = _lifetime(
-        None,
-        _seconds,
-        "The idle lifetime of sessions without a `user_id`, where it should be "
-        "shorter.",
-    )
-    regenerate_grace: float = _lifetime(
-        5,
-        _number(0, 300),
-        "Seconds for which requests under way still find the session by the id from "
-        "before `regenerate()`, once the new one has been shown.",
-    )
-    websocket_check: float = _lifetime(
-        15,
-        _number(0.05, 86400),
-        "Seconds between two looks whether the session of an open WebSocket still "
-        "lives; the socket is closed with 1008 if not.",
-    )
-    auto_commit: bool = _data(
-        True,
-        _flag,
-        "Saved at the end of each request. `False`: only by `await "
-        "self.session.save()`; ending the session works without it, and use extends "
-        "the session all the same.",
-    )
-    timeout: float = _data(
-        5,
-        _number(0.01, 3600),
-        "Seconds that the store may take for one load or save; then 503.",
-    )
-    max_data_size: int = _data(
-        65536, _number(64, 2**27, int), "The most bytes of one session's JSON."
-    )
-    record_client: bool = _data(
-        False,
-        _flag,
-        "Whether a session records the browser's `User-Agent` and address when it is "
-        "created and at sign-in, for lists.",
-    )
-    max_sessions_per_user: int | None = _data(
-        None,
-        _number(1, 10**6, int),
-        "The most sessions that a user may have at once; the one unused longest ends.",
-    )
-    #: What COOKIE_URL says in production, also where the cookie has no domain.
+    #: Names of former days that are still read; the cookie is sent anew under `key`,
+    #: see [cookies](cookies.md#a-new-name).
+    previous_keys: tuple[str, ...] = _option(_names, ())
+    #: The `Domain` attribute; without it the cookie goes to this host alone.
+    #: Default: `COOKIE_URL` in production, else none
+    domain: str | None = _option(_domain, _cookie_domain)
+    #: The `Path` attribute.
+    path: str = _option(_path, "/")
+    #: The `Secure` attribute: https only. Default: true in production
+    secure: bool = _option(_flag, lambda environment, _: environment.production)
+    #: Scripts cannot read it.
+    http_only: bool = _option(_flag, True)
+    #: `"lax"`, `"strict"` or `"none"`; `"none"` needs `secure`.
+    same_site: str = _option(_same_site, "lax")
+    #: The `Partitioned` attribute (CHIPS): in frames of other sites the browser keeps a
+    #: cookie for each of these. Needs `secure` and `same_site="none"`.
+    partitioned: bool = _option(_flag, False)
+    #: Signed with the keys in APP_KEYS, in Tornado's format. `False` needs a store; the
+    #: id alone is in the cookie then.
+    signed: bool = _option(_flag, True)
+    #: The cookie's lifetime restarts with use: it goes out whenever its secret is new,
+    #: which a renewal makes it. `False`: only when the session is new or regenerated,
+    #: so the cookie ends `max_age` after that.
+    overwrite: bool = _option(_flag, True)
+    #: A second cookie, `<key>.public`, that scripts can read. Its value is `truthy` for
+    #: everybody; it comes and goes with the session cookie. Needs a store.
+    keep_public_cookie: bool = _option(_flag, False)
+
+    #: The idle lifetime: so long after its last use the session ends. A shorter one
+    #: holds for sessions that live already. `"session"`: the cookie ends with the
+    #: browser, and the row 30 minutes after its last use.
+    max_age: int = _option(lifetime_seconds, timedelta(days=6))
+    #: Use extends the session. The row's expiry is written at most every 30 seconds
+    #: (where the lifetime is under 5 minutes, every tenth of it), and the data is not
+    #: touched; the cookie, with a new secret, when it is older than a tenth of the
+    #: lifetime, an hour at most. A number sets the seconds; `0` renews both with every
+    #: request. `False`: the lifetime is fixed.
+    renew: float | None = _option(_renew, True)
+    #: So long after it was created the session ends, however busy.
+    absolute_max_age: int | None = _option(_seconds, None)
+    #: The idle lifetime of sessions without a `user_id`, where it should be shorter.
+    anonymous_max_age: int | None = _option(_seconds, None)
+    #: Seconds for which requests under way still find the session by the id from before
+    #: `regenerate()`, once the new one has been shown.
+    regenerate_grace: float = _option(_number(0, 300), 5)
+    #: Seconds between two looks whether the session of an open WebSocket still lives;
+    #: the socket is closed with 1008 if not.
+    websocket_check: float = _option(_number(0.05, 86400), 15)
+
+    #: Saved at the end of each request. `False`: only by `await self.session.save()`;
+    #: ending the session works without it, and use extends the session all the same.
+    auto_commit: bool = _option(_flag, True)
+    #: Seconds that the store may take for one load or save; then 503.
+    timeout: float = _option(_number(0.01, 3600), 5)
+    #: The most bytes of one session's JSON.
+    max_data_size: int = _option(_number(64, 2**27, int), 65536)
+    #: Whether a session records the browser's `User-Agent` and address when it is
+    #: created and at sign-in, for lists.
+    record_client: bool = _option(_flag, False)
+    #: The most sessions that a user may have at once; the one unused longest ends.
+    max_sessions_per_user: int | None = _option(_number(1, 10**6, int), None)
+
+    # What COOKIE_URL says in production, also where the cookie has no domain.
     cookie_url: str | None = None
 
     @property
     def idle(self) -> int:
         """The idle lifetime in seconds."""
+        # That of a cookie that ends with the browser is negative.
         return abs(self.max_age)
 
     @property
@@ -482,16 +377,30 @@ class SessionOptions:
         None is the default of every option. Raises `SettingsError` with every fault at
         once.
         """
-        return _build(environment, has_store, options)
+        problems = [unknown_option(n, OPTIONS) for n in options if n not in OPTIONS]
+        kept: dict[str, Any] = {}
+        for name, (check, default) in OPTIONS.items():
+            if callable(default):
+                default = default(environment, kept.get("key", ""))
+            # Kept where what is given is wrong, so that the rest is checked as well.
+            kept[name] = default
+            with collected(problems):
+                value = default if options.get(name) is None else options[name]
+                kept[name] = None if value is None else check(value, name)
+        cookie_url = environment.cookie_url if environment.production else None
+        built = cls(**kept, cookie_url=cookie_url)
+        problems += _contradictions(built, has_store)
+        if problems:
+            raise SettingsError(problems)
+        return built
 
 
 #: By their names.
 OPTIONS: dict[str, Option] = {
     one.name: one.metadata["option"]
     for one in dataclasses.fields(SessionOptions)
-    if "option" in one.metadata
+    if one.metadata
 }
-OPTION_NAMES = tuple(OPTIONS)
 
 _MEETS = {
     "Secure": "needs secure=True",
@@ -501,38 +410,27 @@ _MEETS = {
 }
 
 
-def _build(
-    environment: Environment, has_store: bool, options: Mapping[str, Any]
-) -> SessionOptions:
-    problems = [
-        unknown_option(name, OPTIONS) for name in options if name not in OPTIONS
-    ]
-    kept: dict[str, Any] = {}
-    for name, option in OPTIONS.items():
-        default, given = option.default, options.get(name)
-        if isinstance(default, FromEnvironment):
-            default = default.decide(environment, kept.get("key", ""))
-        value = default if given is None else given
-        try:
-            kept[name] = None if value is None else option.check(value, name)
-        except (TypeError, ValueError) as error:
-            problems.append(str(error))
-            kept[name] = default
-    cookie_url = environment.cookie_url if environment.production else None
-    built = SessionOptions(**kept, cookie_url=cookie_url)
-    problems += _contradictions(built, has_store)
-    if problems:
-        raise SettingsError(problems)
-    return built
-
-
 def _contradictions(options: SessionOptions, has_store: bool) -> Iterator[str]:
     """What two options say against each other."""
-    key, prefix = options.key, prefix_of(options.key)
-    if options.same_site == "None" and not options.secure:
-        yield 'same_site="none" needs secure=True; browsers drop the cookie else'
-    if options.partitioned and not (options.secure and options.same_site == "None"):
-        yield 'partitioned=True needs secure=True and same_site="none"'
+    key, names, prefix = options.key, options.cookie_names, prefix_of(options.key)
+    none = options.same_site == "None"
+    wrong = {
+        'same_site="none" needs secure=True; browsers drop the cookie else': (
+            none and not options.secure
+        ),
+        'partitioned=True needs secure=True and same_site="none"': (
+            options.partitioned and not (options.secure and none)
+        ),
+        "keep_public_cookie needs a store": (
+            options.keep_public_cookie and not has_store
+        ),
+        "max_sessions_per_user needs a store": (
+            options.max_sessions_per_user is not None and not has_store
+        ),
+        "without a store the data is in the cookie, so signed=False would let visitors "
+        "write it": not options.signed and not has_store,
+    }
+    yield from (text for text, is_so in wrong.items() if is_so)
     for demand in unmet(
         key,
         secure=options.secure,
@@ -541,28 +439,14 @@ def _contradictions(options: SessionOptions, has_store: bool) -> Iterator[str]:
         domain=options.domain,
     ):
         yield f"a cookie named {key} {_MEETS[demand]}"
-    seen = {key}
-    for name in options.previous_keys:
-        if name in seen:
+    for place, name in enumerate(names):
+        if name in names[:place]:
             yield f"previous_keys repeats {name!r}"
-        seen.add(name)
-    if prefix and not options.signed:
         # Whoever could plant the weaker name would get it promoted.
-        for name in options.previous_keys:
-            if prefix_of(name) != prefix:
-                yield (
-                    f"previous_keys {name!r} beside a cookie named {key} needs "
-                    f"signed=True: without {prefix.text} anybody may have set it"
-                )
-    if not has_store:
-        if options.keep_public_cookie:
-            yield "keep_public_cookie needs a store"
-        if options.max_sessions_per_user is not None:
-            yield "max_sessions_per_user needs a store"
-        if not options.signed:
+        if prefix and not options.signed and prefix_of(name) != prefix:
             yield (
-                "without a store the data is in the cookie, so signed=False "
-                "would let visitors write it"
+                f"previous_keys {name!r} beside a cookie named {key} needs "
+                f"signed=True: without {prefix.text} anybody may have set it"
             )
 
 
@@ -570,22 +454,29 @@ def _contradictions(options: SessionOptions, has_store: bool) -> Iterator[str]:
 
 #: What others call our options, and what they have as an option and we in a variable.
 _ELSEWHERE = {
-    "key": ("name", "id"),
-    "max_age": ("age", "ttl", "expire", "expires", "expiry", "lifetime", "idletimeout"),
-    "absolute_max_age": ("absolutetimeout", "maxlifetime"),
-    "renew": ("rolling", "sliding", "refresh", "saveeveryrequest", "touchafter"),
-    "keep_public_cookie": ("public",),
-    "auto_commit": ("autosave", "autocommit"),
-    "APP_KEYS": ("secret", "secrets", "keys", "appkeys"),
-    "CORS_URL": ("origins", "corsorigins", "corsurl"),
-    "COOKIE_URL": ("cookieurl",),
-    "APP_NAME": ("appname",),
+    "key": "name id",
+    "max_age": "age ttl expire expires expiry lifetime idletimeout",
+    "absolute_max_age": "absolutetimeout maxlifetime",
+    "renew": "rolling sliding refresh saveeveryrequest touchafter",
+    "keep_public_cookie": "public",
+    "auto_commit": "autosave",
+    "APP_KEYS": "secret secrets keys appkeys keyversion",
+    "CORS_URL": "origins corsorigins corsurl",
+    "COOKIE_URL": "cookieurl",
+    "APP_NAME": "appname",
 }
-_BY_NAME = {name: ours for ours, names in _ELSEWHERE.items() for name in names}
+_BY_NAME = {name: ours for ours, names in _ELSEWHERE.items() for name in names.split()}
 
 
 def unknown_option(name: str, known: Iterable[str]) -> str:
     """What to say of an option that is not known: the one that was meant, or all."""
+    if name in ("cookie_secret", "key_version"):
+        return (
+            f"{name} is Tornado's; sessions are signed with APP_KEYS. To sign cookies "
+            "of your own with another key: "
+            'Application(routes, **{**session_settings(store=store), "cookie_secret": '
+            "…}), or install(Application(routes, cookie_secret=…), store=store)"
+        )
     known = tuple(known)
     meant = meant_option(name, known)
     if meant is None:
@@ -595,14 +486,13 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
     return f"{name} is no option of sessions; it is the environment's {meant}"
 
 
-def meant_option(name: str, known: Sequence[str]) -> str | None:
+def meant_option(name: str, known: Iterable[str]) -> str | None:
     """The option, or the variable, that was probably meant by a name."""
     bare = re.sub(r"[^a-z]", "", name.lower())
-    ours = {one.replace("_", ""): one for one in known}
+    ours = _BY_NAME | {one.replace("_", ""): one for one in known}
     # Peers have session_cookie_secure, cookie_name, SESSION_COOKIE_AGE.
     for text in (bare, re.sub(r"^(permanent|session|cookie)+", "", bare)):
-        found = ours.get(text) or _BY_NAME.get(text)
-        if found is not None and (found in known or found.isupper()):
-            return found
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+        if text in ours:
+            return ours[text]
+    near = difflib.get_close_matches(name.lower(), [*known], n=1, cutoff=0.7)
     return near[0] if near else None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tornado_compas_session.browsers import is_public_suffix, prefix_of, unmet
-from tornado_compas_session.settings import public_name
+from tornado_compas_session.browsers import (
+    is_public_suffix,
+    prefix_of,
+    public_name,
+    unmet,
+)
 
 
 @pytest.mark.parametrize(

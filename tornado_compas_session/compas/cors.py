@@ -6,11 +6,11 @@ import asyncio
 import logging
 
 import tornado
-from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler
 
 from tornado_compas_session.origins import Origins
 from tornado_compas_session.settings import ORIGINS
+from tornado_compas_session.web.caching import vary
 
 __all__ = ["CorsMixin"]
 
@@ -81,7 +81,7 @@ class CorsMixin(RequestHandler):
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         """Adds `Origin` to the handler's `Vary`, whatever it has set there."""
         if not self._headers_written:
-            _add_vary(self._headers, "Origin")
+            vary(self._headers, "Origin")
         return super().flush(include_footers)
 
     def check_origin(self, origin: str) -> bool:
@@ -104,15 +104,12 @@ class CorsMixin(RequestHandler):
         if self.request.method in ("GET", "HEAD", "OPTIONS"):
             return
         origin = self.request.headers.get("Origin", "")
-        match self.request.headers.get("Sec-Fetch-Site"):
-            case "same-origin" | "none":
-                return
-            case None if not origin:  # not a browser
-                return
-            case None if (
-                origin.partition("://")[2].lower() == self.request.host.lower()
-            ):
-                return
+        site = self.request.headers.get("Sec-Fetch-Site")
+        if site is None:  # not a browser, or one from before that
+            own = f"//{self.request.host.lower()}"
+            site = "" if origin and not origin.lower().endswith(own) else "none"
+        if site in ("same-origin", "none"):
+            return
         if not (origin and self.check_trusted_origin(origin)):
             raise HTTPError(403, "origin %r is not allowed", origin)
 
@@ -149,9 +146,3 @@ class CorsMixin(RequestHandler):
         wanted = asked.get("Access-Control-Request-Headers", "").lower().split(",")
         refused = {name.strip() for name in wanted} - {"", *names}
         return f"headers {sorted(refused)} are not among {names}" if refused else None
-
-
-def _add_vary(headers: HTTPHeaders, name: str) -> None:
-    values = [v.strip() for line in headers.get_list("Vary") for v in line.split(",")]
-    if "*" not in values and name.lower() not in [value.lower() for value in values]:
-        headers["Vary"] = ", ".join([*filter(None, values), name])

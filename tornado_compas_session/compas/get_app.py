@@ -26,28 +26,17 @@ from tornado_compas_session.settings import (
     CLEANER,
     HEADERS,
     MANAGER,
-    OPTION_NAMES,
+    OPTIONS,
     meant_option,
+    unknown_option,
 )
 from tornado_compas_session.stores.cleaner import cleaner_of
 from tornado_compas_session.web.wiring import session_settings
 
 __all__ = ["get_app", "install"]
 
-#: Those that Tornado documents (see its `Application.settings`), but for the keys.
-_TORNADO_SETTINGS = frozenset(
-    """
-    autoescape autoreload compiled_template_cache compress_response
-    cross_origin_protection debug default_handler_args default_handler_class
-    default_host facebook_api_key facebook_secret google_oauth gzip
-    log_function login_url redirect_base_uri serve_traceback static_handler_args
-    static_handler_class static_hash_cache static_path static_url_prefix
-    template_loader template_path template_whitespace transforms trusted_origins
-    twitter_consumer_key twitter_consumer_secret ui_methods ui_modules
-    websocket_max_message_size websocket_ping_interval websocket_ping_timeout
-    xsrf_cookie_kwargs xsrf_cookie_name xsrf_cookie_version xsrf_cookies
-    """.split()  # noqa: SIM905  (forty lines of quotes say no more)
-)
+#: What is for `session_settings`; Tornado's `Application` takes whatever else there is.
+_FOR_SESSIONS = {*OPTIONS, *inspect.signature(session_settings).parameters}
 
 
 def get_app(
@@ -69,15 +58,16 @@ def get_app(
 
     Handlers need not name the mixins; what a handler defines itself wins. `headers` go
     out with every response; None takes one of Tornado's away. `options` are those of
-    `session_settings()` and Tornado's own settings; any other name is a `TypeError`.
+    `session_settings()`, and settings of the application, Tornado's or its own; a name
+    that is nearly an option's is a `TypeError`.
     From the first request on, a `Cleaner` deletes expired sessions now and then.
     Requests that pages of other origins forge get a 403, unless
     `cross_origin_protection=False` (before Tornado 6.6: or `cors=False`).
     """
-    _refuse_unknown(get_app, options, _TORNADO_SETTINGS)
-    tornado = {name: options.pop(name) for name in _TORNADO_SETTINGS & options.keys()}
+    settings = {n: options.pop(n) for n in options.keys() - _FOR_SESSIONS}
+    _refuse_misspelt(settings)
     return install(
-        Application(list(routes), **tornado),
+        Application(list(routes), **settings),
         store=store,
         cors=cors,
         errors=errors,
@@ -113,7 +103,7 @@ def install(
     For sessions alone their settings are enough:
     `app.settings.update({**session_settings(store=store), **app.settings})`.
     """
-    _refuse_unknown(install, options)
+    _refuse_misspelt(options)
     if MANAGER in app.settings:
         raise SettingsError("this application has sessions already")
     ours = session_settings(store=store, **options)
@@ -142,25 +132,8 @@ def install(
     return app
 
 
-def _refuse_unknown(
-    function: Any, options: Mapping[str, object], more: Iterable[str] = ()
-) -> None:
-    named = [
-        *inspect.signature(session_settings).parameters,
-        *inspect.signature(function).parameters,
-    ]
-    known = [*OPTION_NAMES, *more, *(n for n in named if n not in ("app", "options"))]
-    call = f"{function.__name__}()"
-    for name in [name for name in options if name not in known]:
-        if name in ("cookie_secret", "key_version"):
-            raise TypeError(
-                f"{call} takes no {name}: sessions are signed with APP_KEYS, and the "
-                "application's own signed cookies too. To sign those with another key: "
-                "install(Application(routes, cookie_secret=…), store=store)"
-            )
-        meant = meant_option(name, known)
-        hint = f"; did you mean {meant!r}?" if meant else ""
-        raise TypeError(
-            f"{call} has no option {name!r}{hint} "
-            "(an application's own settings go into `app.settings`)"
-        )
+def _refuse_misspelt(options: Iterable[str]) -> None:
+    known = [*_FOR_SESSIONS, *inspect.signature(get_app).parameters]
+    for name in options:
+        if name not in known and meant_option(name, known):
+            raise TypeError(unknown_option(name, known))

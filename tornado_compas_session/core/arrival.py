@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from tornado_compas_session.browsers import MAX_MAX_AGE
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
 from tornado_compas_session.core.events import Events
 from tornado_compas_session.core.ids import hash_secret, parse_id
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import RetiredId, SessionRecord, user_of
-from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
+from tornado_compas_session.settings import SessionOptions
 
 logger = logging.getLogger("tornado_compas_session")
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import cast
 
+from tornado_compas_session.browsers import MAX_MAX_AGE
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
 from tornado_compas_session.core.arrival import Presented
@@ -38,7 +39,7 @@ from tornado_compas_session.core.types import (
     SessionRecord,
 )
 from tornado_compas_session.exceptions import SessionDataError, SessionError
-from tornado_compas_session.settings import MAX_MAX_AGE, SessionOptions
+from tornado_compas_session.settings import SessionOptions
 
 #: What browsers keep of name and value together (RFC 6265bis, section 5.6).
 MAX_COOKIE = 4096

@@ -8,10 +8,11 @@ over the one of now.
 
 from __future__ import annotations
 
+from tornado_compas_session.browsers import public_name
 from tornado_compas_session.cookies.text import CookieWriter
 from tornado_compas_session.core.lifetimes import Lifetimes
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.settings import SessionOptions, public_name
+from tornado_compas_session.settings import SessionOptions
 
 
 class Departures:

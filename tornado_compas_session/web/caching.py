@@ -40,11 +40,12 @@ def keep_private(headers: HTTPHeaders, *, cookie_of: type | None = None) -> None
             )
 
 
-def vary(headers: HTTPHeaders) -> None:
-    """The answer depends on the cookie, so caches must tell them apart."""
+def vary(headers: HTTPHeaders, on: str = "Cookie") -> None:
+    """The answer depends on this header, so caches must tell them apart."""
     if "Vary" not in headers:
-        headers["Vary"] = "Cookie"
+        headers["Vary"] = on
         return
     named = headers["Vary"]
-    if {name.strip() for name in named.lower().split(",")}.isdisjoint({"cookie", "*"}):
-        headers["Vary"] = f"{named}, Cookie" if named else "Cookie"
+    known = {name.strip() for name in named.lower().split(",")}
+    if known.isdisjoint({on.lower(), "*"}):
+        headers["Vary"] = f"{named}, {on}" if named else on

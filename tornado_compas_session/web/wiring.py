@@ -24,6 +24,7 @@ from tornado_compas_session.settings import (
     PRODUCTION,
     Environment,
     SessionOptions,
+    collected,
     unknown_option,
 )
 
@@ -74,22 +75,23 @@ def session_settings(
             f"Tornado {tornado.version} has known holes that touch cookies; "
             "upgrade with: pip install 'tornado>=6.5.9'"
         )
-    problems = [*_wrong_store(store), *_wrong_names(options)]
+    known = [*OPTIONS, *inspect.signature(session_settings).parameters]
+    problems = [
+        *_wrong_store(store),
+        *(unknown_option(name, known) for name in options if name not in OPTIONS),
+    ]
     if inspect.iscoroutinefunction(on_event) or not callable(on_event or print):
         problems.append("on_event: it is called and not awaited; pass a plain function")
-    try:
+    # The options are checked in any case, so that one start shows every fault.
+    environment = Environment("app", (), production=True)
+    with collected(problems):
         environment = Environment.from_env(environ)
-    except SettingsError as error:
-        problems = [*error.problems, *problems]
-        # The options are checked all the same, so that one start shows every fault.
-        environment = Environment("app", (), production=True)
-    known = {name: value for name, value in options.items() if name in OPTIONS}
-    try:
+    with collected(problems):
         resolved = SessionOptions.build(
-            environment, has_store=store is not None, **known
+            environment,
+            has_store=store is not None,
+            **{name: options[name] for name in OPTIONS.keys() & options.keys()},
         )
-    except SettingsError as error:
-        raise SettingsError([*problems, *error.problems]) from None
     if problems:
         raise SettingsError(problems)
     _warn(environment, resolved, store)
@@ -113,20 +115,6 @@ def session_settings(
         trusted.origins = origins
         settings["trusted_origins"] = trusted
     return settings
-
-
-def _wrong_names(options: Mapping[str, object]) -> list[str]:
-    known = [*OPTIONS, *inspect.signature(session_settings).parameters]
-    known.remove("options")
-    return [
-        f"{name} is Tornado's; sessions are signed with APP_KEYS. To sign cookies of "
-        "your own with another key: "
-        'Application(routes, **{**session_settings(store=store), "cookie_secret": …})'
-        if name in ("cookie_secret", "key_version")
-        else unknown_option(name, known)
-        for name in options
-        if name not in OPTIONS
-    ]
 
 
 def _wrong_store(store: object) -> list[str]:
