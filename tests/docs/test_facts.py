@@ -15,7 +15,8 @@ import pytest
 
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors, links, prose, rows
 from tornado_compas_session import get_app, session_settings
-from tornado_compas_session.settings import OPTION_NAMES, Environment, SessionOptions
+from tornado_compas_session.settings import OPTIONS, Environment, SessionOptions
+from tornado_compas_session.tools.findings import CATALOGUE
 from tornado_compas_session.tools.flags import PREFIX
 
 PACKAGE = ROOT / "tornado_compas_session"
@@ -57,10 +58,10 @@ def value(text: str) -> Any:
 
 def test_every_option_is_documented():
     """options.md has the options that there are, and no others."""
-    assert {*OPTION_NAMES, *ARGUMENTS} == entries("options.md").keys()
+    assert {*OPTIONS, *ARGUMENTS} == entries("options.md").keys()
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTION_NAMES) - IN_WORDS))
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - IN_WORDS))
 def test_documented_default_is_the_default(name: str):
     """LC-14: what options.md names as the default is what leaving it out means."""
     stated = value(entries("options.md")[name])
@@ -89,7 +90,7 @@ def test_a_wrong_default_would_be_found():
         "websocket_check": 9,
         "max_sessions_per_user": 9,
     }
-    for name in set(OPTION_NAMES) - IN_WORDS:
+    for name in set(OPTIONS) - IN_WORDS:
         was = getattr(default, name)
         wrong = others.get(name, not was)
         needed = {"same_site": "none"} if name == "partitioned" else {}
@@ -134,6 +135,14 @@ def test_arguments_are_documented():
             assert parameters[name].default == value(cell)
 
 
+def test_every_finding_of_the_doctor_is_documented():
+    """cli.md has all that `doctor` can find, and nothing else."""
+    cells = table("cli.md", "name")
+    documented = {name for cell in cells for name in re.findall(r"[\w-]+", cell)}
+
+    assert CATALOGUE.keys() == documented
+
+
 # -- environment -----------------------------------------------------------------------
 
 
@@ -148,8 +157,6 @@ def test_every_variable_is_documented():
                 source.read_text(encoding="utf-8"),
             )
         )
-    # Every program's; the page of the command line has a word on them.
-    read -= {"NO_COLOR", "TERM"}
     documented = set(table("environment.md", "variable"))
     text = (DOCS / "environment.md").read_text(encoding="utf-8")
 

@@ -74,7 +74,8 @@ def masked(line: str) -> str:
     line = re.sub(r"^[\w-]{43}$", "KEY", line)
     line = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ", "TIME", line)
     line = re.sub(r"PostgreSQL \d.*, as \w+", "PostgreSQL, as USER", line)
-    line = re.sub(r" +[\d.]+ (bytes|kB|MB)$", " SIZE", line)
+    line = re.sub(r" +[\d.]+ MB$", " SIZE", line)
+    line = re.sub(r"^(oldest +)\d.*", r"\1DURATION", line)
     line = re.sub(r'"(bytes|oldest_seconds)": [\d.]+', r'"\1": NUMBER', line)
     return line.rstrip()
 

@@ -14,13 +14,13 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from importlib import metadata
-from typing import Any
+from functools import partial
 
+import tornado_compas_session
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.tools import commands
 from tornado_compas_session.tools.completion import SHELLS, completion
-from tornado_compas_session.tools.flags import Parser, count, flag, seconds
+from tornado_compas_session.tools.flags import flag, number, switch
 from tornado_compas_session.tools.terminal import report_failure, say
 
 PROGRAM = "tornado-compas-session"
@@ -39,25 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback comes with `-v`. Misuse ends by `SystemExit(2)`, as argparse does it.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["revoke"]:
-        words = _marked(words)
-    arguments = (whole := parser()).parse_args(words)
-    if not hasattr(arguments, "command"):
-        whole.print_help(sys.stderr)
-        return 2
+    arguments = parser().parse_args(_marked(words) if "revoke" in words[:1] else words)
     try:
         with _logging(arguments.verbose):
             return asyncio.run(arguments.command(arguments)) or 0
     except BrokenPipeError:
         # Who read the results has gone (`… | head`); the rest is for nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         say("interrupted; what was done so far stays done")
-        return 1
     except Exception as error:
         report_failure(error, arguments.verbose, commands.secrets_of(arguments))
         return 2 if isinstance(error, SettingsError) else 1
+    return 1
 
 
 @contextlib.contextmanager
@@ -77,71 +71,63 @@ def _logging(verbose: bool) -> Iterator[None]:
 # -- the commands and their flags ------------------------------------------------------
 
 
-def parser() -> Parser:
+def parser() -> argparse.ArgumentParser:
     """Knows every command; what a flag's variable says is read here."""
-    whole = Parser(
+    whole = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Runs what keeps the sessions of Tornado in PostgreSQL.",
         epilog=f"Flags can be given in the environment: `{PROGRAM} COMMAND -h` "
         "names the variable. Exit codes: 0 done, 1 failed, 2 misused.",
     )
-    whole.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
-    group = whole.add_subparsers(title="commands", metavar="COMMAND")
+    version = f"{PROGRAM} {tornado_compas_session.__version__}"
+    whole.add_argument("--version", action="version", version=version)
+    group = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Command, about: str) -> Parser:
-        made: Parser = group.add_parser(
-            name, help=about, description=about[0].upper() + about[1:] + "."
+    def command(
+        name: str, run: Command, about: str, *, database: bool = True
+    ) -> argparse.ArgumentParser:
+        made = group.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            allow_abbrev=False,  # half a word is no consent: `revoke --a` is a slip
         )
-        made.set_defaults(command=run, parser=made)
-        flag(made, "--verbose", "-v", switch="show the log and tracebacks")
+        made.set_defaults(command=run)
+        switch(made, "-v", "--verbose", help="show the log and tracebacks")
+        if database:
+            flag(
+                made,
+                "--database-url",
+                metavar="URL",
+                help="the database, postgresql://user@host/name; a password is better "
+                "given in the variable, where other users of the machine don't see it",
+            )
+            about = "the longest to wait for one answer of the database, in seconds"
+            number(made, "--timeout", 60.0, least=0.01, most=86_400, help=about)
         return made
 
-    def on_database(name: str, run: Command, about: str) -> Parser:
-        made = command(name, run, about)
-        flag(
-            made,
-            "--database-url",
-            twin="DATABASE_URL",
-            metavar="URL",
-            help="the database, postgresql://user@host/name; a password is better "
-            "given in the variable, where other users of the machine don't see it",
-        )
-        flag(
-            made,
-            "--timeout",
-            type=seconds,
-            default="60",
-            metavar="SECONDS",
-            help="the longest to wait for one answer of the database (60)",
-        )
-        return made
+    made = command("migrate", commands.migrate, "create or update the tables")
+    switch(made, "--print", help="print the SQL instead; needs no database")
+    about = "spread the sessions over the servers of a Citus, in 32 shards"
+    switch(made, "--distributed", help=about)
 
-    made = on_database("migrate", commands.migrate, "create or update the tables")
-    flag(made, "--print", switch="print the SQL instead; needs no database")
-    flag(
-        made,
-        "--distributed",
-        switch="spread the sessions over the servers of a Citus, in 32 shards",
-    )
+    command("keygen", commands.keygen, "make a key for APP_KEYS", database=False)
 
-    command("keygen", commands.keygen, "make a key for APP_KEYS")
+    made = command("cleanup", commands.cleanup, "delete expired sessions; for cron")
+    number(made, "--limit", 1000, help="so many at a time")
 
-    made = on_database("cleanup", commands.cleanup, "delete expired sessions; for cron")
-    _limit(made, "1000", "so many at a time (1000)")
+    made = command("stats", commands.stats, "count the sessions")
+    number(made, "--top", 5, help="so many users")
+    switch(made, "--json", help="for programs")
 
-    made = on_database("stats", commands.stats, "count the sessions")
-    flag(made, "--top", type=count, default="5", help="so many users (5)")
-    flag(made, "--json", switch="for programs")
-
-    made = on_database("sessions", commands.sessions, "list the sessions of a user")
+    made = command("sessions", commands.sessions, "list the sessions of a user")
     made.add_argument("user", metavar="USER", help="as kept under user_id")
-    _limit(made, "50", "so many at most (50)")
-    flag(made, "--json", switch="for programs")
+    number(made, "--limit", 50, help="so many at most")
+    switch(made, "--json", help="for programs")
 
-    made = on_database("revoke", commands.revoke, "end sessions")
-    _whom(made)
+    _whom(command("revoke", commands.revoke, "end sessions"))
 
-    made = on_database("doctor", commands.doctor, "find out why a session is not kept")
+    made = command("doctor", commands.doctor, "find out why a session is not kept")
     flag(made, "--url", metavar="URL", help="a page that begins a session; it is got")
     flag(made, "--method", default="GET", help="how the page is asked for (GET)")
     flag(
@@ -152,29 +138,27 @@ def parser() -> Parser:
         help="an option that the application passes to session_settings(); repeatable, "
         "in the variable separated by blanks",
     )
-    flag(made, "--json", switch="for programs")
+    switch(made, "--json", help="for programs")
 
     about = "copy live sessions out of a table of Compas"
-    made = on_database("import-compas", commands.import_compas, about)
+    made = command("import-compas", commands.import_compas, about)
     flag(made, "--table", default="session", help="its name (session)")
-    _limit(made, "1000", "so many at a time (1000)")
+    number(made, "--limit", 1000, help="so many at a time")
 
     about = "print what a shell needs to complete all this"
-    made = command("completion", _completion(group.choices), about)
+    run = partial(_completion, group.choices)
+    made = command("completion", run, about, database=False)
     made.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
     return whole
 
 
-def _limit(made: Parser, default: str, about: str) -> None:
-    flag(made, "--limit", type=count, default=default, help=about)
-
-
-def _whom(made: Parser) -> None:
+def _whom(made: argparse.ArgumentParser) -> None:
     """Which sessions end is said on the command line; no variable can mean it."""
-    which = made.add_mutually_exclusive_group()
+    which = made.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "named",
+        "handle",
         nargs="?",
+        default=argparse.SUPPRESS,
         metavar="HANDLE",
         help="the session with this handle; if it begins with two hyphens, "
         "put -- before it",
@@ -195,28 +179,26 @@ def _marked(words: list[str]) -> list[str]:
 
     One handle in 64 begins with a hyphen, and a user may.
     """
-    end = words.index("--") if "--" in words else len(words)
-    found = iter(words[:end])
-    marked = []
-    for word in found:
-        if word in {"--handle", "--user"} and (value := next(found, None)) is not None:
-            marked.append(f"{word}={value}")
-        elif _HYPHENED.fullmatch(word):
+    marked: list[str] = []
+    for word in words:
+        if marked and marked[-1] in {"--handle", "--user"}:
+            marked[-1] += f"={word}"
+        elif _HYPHENED.fullmatch(word) and "--" not in marked:
             marked.append(f"--handle={word}")
         else:
             marked.append(word)
-    return marked + words[end:]
+    return marked
 
 
-def _completion(known: Mapping[str, Any]) -> Command:
-    async def run(arguments: argparse.Namespace) -> None:
-        print(completion(arguments.shell, PROGRAM, known), end="")
-
-    return run
-
-
-def _version() -> str:
-    try:
-        return metadata.version(PROGRAM)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+async def _completion(
+    known: Mapping[str, argparse.ArgumentParser], arguments: argparse.Namespace
+) -> None:
+    words = {
+        name: [
+            word
+            for action in made._actions
+            for word in [*action.option_strings, *(action.choices or ())]
+        ]
+        for name, made in known.items()
+    }
+    print(completion(arguments.shell, PROGRAM, words), end="")

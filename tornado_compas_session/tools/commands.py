@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -15,16 +16,16 @@ from tornado_compas_session.core.types import SessionInfo
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.stores import migrations
 from tornado_compas_session.stores.postgres import PostgresSessionStore
+from tornado_compas_session.tools.database import opened
+from tornado_compas_session.tools.findings import Finding
 from tornado_compas_session.tools.terminal import (
-    Progress,
     ask,
-    data_size,
-    duration,
     moment,
     passwords_of,
     print_table,
+    progress,
+    redacted,
     say,
-    styled_mark,
 )
 
 Arguments: TypeAlias = argparse.Namespace
@@ -35,7 +36,7 @@ async def migrate(arguments: Arguments) -> None:
     if arguments.print:
         print(migrations.script(distributed=arguments.distributed), end="")
         return
-    async with _pool(arguments) as pool:
+    async with opened(_database_url(arguments), arguments.timeout) as pool:
         for name in (names := await migrations.migrate(pool)):
             print(name)
         total = len(migrations.migrations())
@@ -59,12 +60,12 @@ async def cleanup(arguments: Arguments) -> None:
     """Deletes expired sessions, so many at a time, until none is left."""
     total = 0
     async with _store(arguments) as store:
-        with Progress("deleting expired sessions") as progress:
+        with progress("deleting expired sessions") as advance:
             deleted = limit = arguments.limit
             while deleted >= limit:
                 deleted = await store.delete_expired(limit=limit)
                 total += deleted
-                progress.advance(deleted)
+                advance(deleted)
         left = (await store.stats())["expired"]
     print(total)
     say("expired sessions deleted" + (f"; another cleaner has {left}" if left else ""))
@@ -81,15 +82,12 @@ async def stats(arguments: Arguments) -> None:
         return
     oldest = found["oldest_seconds"]
     rows = [
-        ("live", str(found["live"])),
-        ("expired", str(found["expired"])),
-        ("anonymous", str(found["anonymous"])),
-        ("users", str(found["users"])),
-        ("oldest", "none" if oldest is None else duration(oldest)),
-        ("size", data_size(found["bytes"])),
-        *((f"user {user}", str(count)) for user, count in top),
+        *((name, found[name]) for name in ("live", "expired", "anonymous", "users")),
+        ("oldest", "none" if oldest is None else timedelta(seconds=int(oldest))),
+        ("size", f"{found['bytes'] / 1e6:,.1f} MB"),
+        *((f"user {user}", count) for user, count in top),
     ]
-    print_table(("what", "how much"), rows, numbers=frozenset({1}))
+    print_table(("what", "how much"), [(name, str(value)) for name, value in rows])
 
 
 async def sessions(arguments: Arguments) -> None:
@@ -98,32 +96,21 @@ async def sessions(arguments: Arguments) -> None:
         found = await store.sessions_of(arguments.user, limit=arguments.limit)
     if arguments.json:
         _print_json([_described(info) for info in found])
-        return
-    if not found:
+    elif found:
+        rows = [_described(info, between=" ") for info in found]
+        columns = [name.replace("_", " ") for name in rows[0]]
+        print_table(columns, [[cell or "" for cell in row.values()] for row in rows])
+        say("to end one: tornado-compas-session revoke HANDLE")
+    else:
         say("this user has no live sessions")
-        return
-    columns = ("handle", "created", "last used", "expires", "address", "user agent")
-    rows = [
-        (
-            info.handle,
-            moment(info.created_at, between=" "),
-            moment(info.last_used_at, between=" "),
-            moment(info.expires, between=" "),
-            info.address or "",
-            info.user_agent or "",
-        )
-        for info in found
-    ]
-    print_table(columns, rows)
-    say("to end one: tornado-compas-session revoke HANDLE")
 
 
-def _described(info: SessionInfo) -> dict[str, str | None]:
+def _described(info: SessionInfo, between: str = "T") -> dict[str, str | None]:
     return {
         "handle": info.handle,
-        "created_at": moment(info.created_at),
-        "last_used_at": moment(info.last_used_at),
-        "expires": moment(info.expires),
+        "created_at": moment(info.created_at, between),
+        "last_used_at": moment(info.last_used_at, between),
+        "expires": moment(info.expires, between),
         "address": info.address,
         "user_agent": info.user_agent,
     }
@@ -131,15 +118,10 @@ def _described(info: SessionInfo) -> dict[str, str | None]:
 
 async def revoke(arguments: Arguments) -> int:
     """Ends sessions, and prints how many; 1 if it is a handle that nothing has."""
-    handle = arguments.handle or arguments.named
-    if not (handle or arguments.user or arguments.all):
-        raise SettingsError("say which sessions: HANDLE, --user USER or --all")
     if arguments.all and not arguments.yes:
-        question = (
-            f"End every session in {_place(_database_url(arguments))}, "
-            "and sign all visitors out?"
-        )
-        if not ask(question):
+        parts = urlsplit(_database_url(arguments))
+        place = f"{parts.path.strip('/')} at {parts.hostname or 'this machine'}"
+        if not ask(f"End every session in {place}, and sign all visitors out?"):
             say("error: revoke --all was not confirmed; without a terminal: --yes")
             return 2
     async with _store(arguments) as store:
@@ -148,9 +130,9 @@ async def revoke(arguments: Arguments) -> int:
         elif arguments.user:
             ended = await store.revoke_user(arguments.user)
         else:
-            ended = int(await store.revoke(handle))
+            ended = int(await store.revoke(arguments.handle))
     print(ended)
-    if handle and not ended:
+    if arguments.handle and not ended:
         say("error: no live session has this handle")
         return 1
     say("sessions ended")
@@ -169,12 +151,15 @@ async def doctor(arguments: Arguments) -> int:
         options=dict(_option(text) for text in arguments.option),
     )
     secrets = secrets_of(arguments)
+    findings = [
+        Finding(level, name, *(redacted(words, secrets) for words in said))
+        for level, name, *said in findings
+    ]
     problems = sum(finding.level == "problem" for finding in findings)
     if arguments.json:
-        _print_json([finding.as_dict(secrets) for finding in findings])
+        _print_json([finding._asdict() for finding in findings])
     else:
-        for finding in findings:
-            print(styled_mark(finding.as_text(secrets)))
+        print(*findings, sep="\n")
         say(f"{problems or 'no'} problem{'s' * (problems > 1)} found")
     return 1 if problems else 0
 
@@ -183,11 +168,11 @@ async def import_compas(arguments: Arguments) -> None:
     """Copies the live sessions of a table of Compas."""
     from tornado_compas_session.tools import compas_import
 
-    async with _pool(arguments) as pool:
+    async with opened(_database_url(arguments), arguments.timeout) as pool:
         total = await compas_import.count_live(pool, arguments.table)
-        with Progress("copying sessions", total) as progress:
+        with progress("copying sessions", total) as advance:
             outcome = await compas_import.import_compas(
-                pool, arguments.table, batch=arguments.limit, progress=progress.advance
+                pool, arguments.table, batch=arguments.limit, progress=advance
             )
     print(outcome.copied)
     say(
@@ -204,7 +189,7 @@ def secrets_of(arguments: Arguments) -> list[str]:
     """What no output may show: the passwords of the DSN, and the keys."""
     keys = os.environ.get("APP_KEYS", "").split(",")
     return [
-        *passwords_of(getattr(arguments, "database_url", None)),
+        *passwords_of(getattr(arguments, "database_url", None) or ""),
         *(key.strip() for key in [*keys, os.environ.get("PGPASSWORD", "")]),
     ]
 
@@ -217,42 +202,10 @@ def _database_url(arguments: Arguments) -> str:
     return str(arguments.database_url)
 
 
-def _place(url: str) -> str:
-    """The database and its host, for people; never the password."""
-    try:
-        parts = urlsplit(url)
-        name = parts.path.strip("/") or "the database"
-        return f"{name} at {parts.hostname or 'this machine'}"
-    except ValueError:
-        return "the database"
-
-
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def _store(arguments: Arguments) -> AsyncIterator[PostgresSessionStore]:
-    store = await PostgresSessionStore.connect(
-        _database_url(arguments), max_size=2, timeout=arguments.timeout
-    )
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-@contextlib.asynccontextmanager
-async def _pool(arguments: Arguments) -> AsyncIterator[Any]:
-    from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
-
-    seconds = arguments.timeout
-    pool = AsyncpgPool(
-        await open_pool(
-            _database_url(arguments), min_size=0, max_size=1, timeout=seconds
-        ),
-        timeout=seconds,
-    )
-    try:
-        yield pool
-    finally:
-        await pool.close()
+    async with opened(_database_url(arguments), arguments.timeout) as pool:
+        yield PostgresSessionStore(pool, timeout=arguments.timeout)
 
 
 def _print_json(value: object) -> None:

@@ -11,18 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tornado_compas_session.browsers import is_public_suffix
 from tornado_compas_session.cookies.signing import KeyRing
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.settings import Environment, SessionOptions
+from tornado_compas_session.settings import Environment, SessionOptions, is_production
 from tornado_compas_session.testing.jar import domain_matches, is_address
 from tornado_compas_session.tools.doctor_browser import visit
 from tornado_compas_session.tools.doctor_database import examine
-from tornado_compas_session.tools.findings import Finding, advice, good, problem
-
-_KEY = "k" * 43
+from tornado_compas_session.tools.findings import Finding, found, good
 
 
 async def diagnose(
@@ -40,161 +38,70 @@ async def diagnose(
     `options` are those that the application passes to `session_settings()`. Never
     raises for what is wrong: that is what the findings are for.
     """
-    findings: list[Finding] = []
-    environment = _environment(environ, findings)
-    resolved = _options(environment, dict(options or {}), findings)
-    if resolved is not None:
-        findings += _together(environment, resolved, url)
-    if database_url:
-        findings += await examine(database_url, clock)
+    environment, findings = _environment(environ)
+    key = None
+    try:
+        resolved = SessionOptions.build(environment, has_store=True, **(options or {}))
+    except SettingsError as error:
+        findings += [found("options", what=what) for what in error.problems]
     else:
-        findings.append(
-            advice(
-                "no-database",
-                "DATABASE_URL is not set, so the database was not looked at",
-                "most sessions that are not kept fail there",
-                "set DATABASE_URL to what the application connects to",
-            )
-        )
+        key = resolved.key
+        findings += _cookie(environment, resolved, urlsplit(url or ""))
+    if database_url:
+        findings += [finding async for finding in examine(database_url, clock)]
+    else:
+        findings.append(found("no-database"))
     if url:
-        findings += await visit(
-            url, method, resolved.key if resolved else None, environment.cors_origins
-        )
+        origins = environment.cors_origins
+        findings += [finding async for finding in visit(url, method, key, origins)]
     return findings
 
 
-def _environment(environ: Mapping[str, str], findings: list[Finding]) -> Environment:
+def _environment(environ: Mapping[str, str]) -> tuple[Environment, list[Finding]]:
     """The environment; where it is wrong, one that is right stands in for the rest."""
-    mode = (environ.get("APP_ENV") or environ.get("NODE_ENV") or "").strip().lower()
-    development = mode == "development"
     try:
-        # A missing key is a finding here, and needs no line in the log as well.
-        given = dict(environ)
-        if development and not given.get("APP_KEYS", "").strip():
-            given["APP_KEYS"] = _KEY
-            findings.append(
-                advice(
-                    "development-key",
-                    "APP_KEYS is not set; in development a key is derived from "
-                    "APP_NAME",
-                    "anybody can guess it and sign cookies; and a server with another "
-                    "APP_NAME refuses the cookies of this one",
-                    "fine on your own machine; elsewhere set APP_KEYS "
-                    "(tornado-compas-session keygen) and not APP_ENV=development",
-                )
-            )
-        environment = Environment.from_env(given)
+        environment = Environment.from_env(environ)
         KeyRing(environment.keys)
     except SettingsError as error:
-        findings += [
-            problem(
-                "keys" if "APP_KEYS" in text else "environment",
-                text,
-                "the server does not start with this"
-                + (
-                    ", or signs with keys that others do not have"
-                    if "APP_KEYS" in text
-                    else ""
-                ),
-                "mend the variable; all processes need the same value "
-                '(see "Environment and keys" in the documentation)',
-            )
-            for text in error.problems
+        name = environ.get("APP_NAME", "").strip() or "app"
+        return Environment(name, ("",), is_production(environ)), [
+            found("keys" if "APP_KEYS" in what else "environment", what=what)
+            for what in error.problems
         ]
-        return Environment(
-            environ.get("APP_NAME", "").strip() or "app", (_KEY,), not development
-        )
+    mode = "production" if environment.production else "development"
     count = len(environment.keys)
-    findings.append(
-        good(
-            "environment",
-            f"{'production' if environment.production else 'development'}, "
-            f"{count} {'key' if count == 1 else 'keys'}",
-        )
-    )
-    return environment
-
-
-def _options(
-    environment: Environment, options: dict[str, Any], findings: list[Finding]
-) -> SessionOptions | None:
-    try:
-        resolved = SessionOptions.build(environment, has_store=True, **options)
-    except SettingsError as error:
-        findings += [
-            problem(
-                "options",
-                text,
-                "the server does not start with this, or browsers drop the cookie",
-                'change the option (see "Options" in the documentation)',
-            )
-            for text in error.problems
-        ]
-        return None
-    attributes = [
-        f"SameSite={resolved.same_site}",
-        *(["Secure"] if resolved.secure else []),
-        *([f"Domain={resolved.domain}"] if resolved.domain else []),
-        f"Path={resolved.path}",
+    findings = [
+        good("environment", f"{mode}, {count} {'key' if count == 1 else 'keys'}")
     ]
-    findings.append(good("cookie", f"{resolved.key}: {'; '.join(attributes)}"))
-    return resolved
+    if not environ.get("APP_KEYS", "").strip():
+        findings.insert(0, found("development-key"))
+    return environment, findings
 
 
-def _together(
-    environment: Environment, options: SessionOptions, url: str | None
+def _cookie(
+    environment: Environment, options: SessionOptions, server: SplitResult
 ) -> Iterator[Finding]:
-    """What options, environment and URL say about each other."""
-    domain = options.domain
+    """What the cookie is, and what options, environment and URL say of each other."""
+    domain, same_site = options.domain, options.same_site
+    attributes = [
+        f"SameSite={same_site}",
+        "Secure" if options.secure else "",
+        f"Domain={domain}" if domain else "",
+        f"Path={options.path}",
+    ]
+    yield good("cookie", f"{options.key}: {'; '.join(filter(None, attributes))}")
+    host = server.hostname or ""
     if domain and (is_public_suffix(domain) or is_address(domain)):
-        yield problem(
-            "cookie-domain",
-            f"the cookie's domain is {domain}",
-            "browsers drop cookies for a domain under which strangers have names, like "
-            "com or co.uk, and keep those for an address only without a domain",
-            "set COOKIE_URL to the domain that your hosts share, like example.com, or "
-            "leave it out",
-        )
-    if url:
-        host, scheme = urlsplit(url).hostname or "", urlsplit(url).scheme
-        if domain and not domain_matches(host, domain):
-            yield problem(
-                "domain-mismatch",
-                f"the cookie is for {domain}, and the server is {host}",
-                "a browser drops a cookie for a domain that the server is not in",
-                "set COOKIE_URL (or the option domain) to a domain that the server is "
-                "in, or leave it out",
-            )
-        if options.secure and scheme == "http":
-            yield problem(
-                "secure-over-http",
-                "the cookie is Secure, and the server is asked over plain http",
-                "browsers drop it, so no session is begun over http at all",
-                "use https; behind a proxy that speaks it, start Tornado with "
-                "xheaders=True and let the proxy send X-Forwarded-Proto; on your own "
-                "machine set APP_ENV=development",
-            )
-    api = domain or (url and urlsplit(url).hostname)
-    if api and options.same_site != "None":
-        for origin in environment.cors_origins:
-            host = urlsplit(origin).hostname or ""
-            if not domain_matches(host, api) and not domain_matches(api, host):
-                yield problem(
-                    "cross-site",
-                    f"CORS_URL lists {origin}, and the cookie is for {api} with "
-                    f"SameSite={options.same_site}",
-                    "to a browser these are two sites: it neither sends nor keeps the "
-                    "cookie when a page of the one asks the other",
-                    "put both under one domain and set COOKIE_URL to it (best), or "
-                    'pass same_site="none", which browsers are about to stop '
-                    '(see "SameSite" in the documentation)',
-                )
+        yield found("cookie-domain", domain=domain)
+    if domain and host and not domain_matches(host, domain):
+        yield found("domain-mismatch", domain=domain, host=host)
+    if options.secure and server.scheme == "http":
+        yield found("secure-over-http")
+    site = domain or host
     for origin in environment.cors_origins:
+        page = urlsplit(origin).hostname or ""
+        together = domain_matches(page, site) or domain_matches(site, page)
+        if site and same_site != "None" and not together:
+            yield found("cross-site", origin=origin, site=site, same_site=same_site)
         if environment.production and origin.startswith("http://"):
-            yield advice(
-                "http-origin",
-                f"CORS_URL lists {origin}, without https",
-                "a page over http is another site than its own https twin, and its "
-                "requests come without the cookie",
-                "serve the page over https",
-            )
+            yield found("http-origin", origin=origin)
