@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 from tests.citus.conftest import Schemas
 from tests.drivers import DRIVERS, make_store
 from tests.integration.test_cleaner import fill
-from tests.store_suite import change, created, data_of
+from tests.sessions import change, created, data_of
 from tornado_compas_session import PostgresSessionStore, StoreUnavailable
 from tornado_compas_session.exceptions import LockTimeout
 from tornado_compas_session.stores.distributed import QUEUE_FOR_USER

@@ -16,7 +16,7 @@ from tests.integration.test_store import (
     dsn,
     new_store,
 )
-from tests.store_suite import Bench, StoreSuite
+from tornado_compas_session.testing.conformance import Bench, StoreSuite
 
 __all__ = ["dsn", "new_store"]
 

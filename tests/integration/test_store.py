@@ -13,12 +13,13 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from tests.drivers import DRIVERS, make_store
-from tests.store_suite import Bench, StoreSuite, change, created, data_of
+from tests.sessions import change, created, data_of
 from tornado_compas_session import (
     MemorySessionStore,
     PostgresSessionStore,
 )
 from tornado_compas_session.stores.pools.queries import schema_dir
+from tornado_compas_session.testing.conformance import Bench, StoreSuite
 
 MakeStore = Callable[..., PostgresSessionStore]
 

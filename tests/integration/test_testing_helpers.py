@@ -229,7 +229,9 @@ import pytest
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     if inspect.iscoroutinefunction(pyfuncitem.obj) and "bench" in pyfuncitem.funcargs:
-        asyncio.run(pyfuncitem.obj(bench=pyfuncitem.funcargs["bench"]))
+        names = pyfuncitem._fixtureinfo.argnames
+        wanted = {name: pyfuncitem.funcargs[name] for name in names}
+        asyncio.run(pyfuncitem.obj(**wanted))
         return True
 """
 

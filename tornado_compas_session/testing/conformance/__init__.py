@@ -22,7 +22,6 @@ from tornado_compas_session.testing.conformance.locks import LocksSuite
 from tornado_compas_session.testing.conformance.rows import KeepingSuite
 from tornado_compas_session.testing.conformance.secrets import SecretsSuite
 from tornado_compas_session.testing.conformance.users import UserSessionsSuite
-from tornado_compas_session.testing.conformance.visitors import VisitorsSuite
 
 __all__ = ["Bench", "SessionStoreSuite", "StoreSuite", "UserSessionsSuite"]
 
@@ -31,7 +30,6 @@ class SessionStoreSuite(
     KeepingSuite,
     LifetimesSuite,
     SecretsSuite,
-    VisitorsSuite,
     IncrementsSuite,
     LocksSuite,
 ):

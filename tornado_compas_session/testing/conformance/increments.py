@@ -4,64 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
-from tornado_compas_session.core.types import Incremented
 from tornado_compas_session.exceptions import SessionDataError
 from tornado_compas_session.testing.conformance.bench import (
-    AWKWARD_KEYS,
-    HOUR,
     Bench,
     change,
-    created,
-    data_of,
 )
+
+BIG = 2**200  # beyond a machine word and what a float has digits for
+#: Under each key what is there (None: nothing), and what is added. Keys that a path, a
+#: pattern or a placeholder would take for something else are keys as well.
+SUMS: dict[str, tuple[Any, Any]] = {
+    "absent": (None, 5),
+    "down": (3, -2),
+    "nothing": (0, 0),
+    "big": (BIG, 1),
+    "across": (-BIG, BIG + 1),
+    "bigger": (None, BIG),
+    "floats": (0.1, 0.2),
+    "a float and an int": (0.1, 1),
+    "an int and a float": (1, 1.5e-3),
+    **dict.fromkeys(
+        ("", "a.b", "{a,b}", "0", "-1", "$.n", "%s", ":key", "?", "a\"b'c", "Grüße"),
+        (None, 1),
+    ),
+    "\\": (None, 1),
+}
 
 
 class IncrementsSuite:
     """Numbers that many add to at once."""
 
-    async def test_an_increment_adds(self, bench: Bench) -> None:
-        """Absent counts as 0; the sum comes back, and the times with it."""
-        store = bench.store
-        handle = await created(store, {"kept": 1})
-        bench.pass_time(HOUR / 2)
+    async def test_any_number_can_be_added_under_any_key(self, bench: Bench) -> None:
+        """Alone, and at the same moment as others; ints stay ints, of any size."""
+        kept = {"a": {"b": 7}, "kept": [1]}
+        there = {key: old for key, (old, _) in SUMS.items() if old is not None}
+        handle = await bench.created(kept | there)
 
-        done = await store.increment(handle, 0, "n", "5", change())
+        async def add(key: str) -> Any:
+            by = json.dumps(SUMS[key][1])
+            return json.loads(
+                (await bench.store.increment(handle, 0, key, by, change())).text
+            )
 
-        assert isinstance(done, Incremented)
-        assert "5" == done.text
-        assert HOUR == pytest.approx(done.saved.expires - done.saved.now, abs=0.01)
-        assert done.saved.expires == (await store.load(handle)).expires
-        assert "3" == (await store.increment(handle, 0, "n", "-2", change())).text
-        assert "0" == (await store.increment(handle, 0, "m", "0", change())).text
-        assert {"kept": 1, "n": 3, "m": 0} == await data_of(store, handle)
+        alone = [await add(key) for key in SUMS]
+        together = await asyncio.gather(*map(add, list(SUMS) * 2))
 
-    async def test_increments_at_once_are_all_counted(self, bench: Bench) -> None:
-        """No count is lost, and each gets a sum of its own."""
-        handle = await created(bench.store, {"n": 0})
+        expected = {key: (old or 0) + 3 * by for key, (old, by) in SUMS.items()}
+        got = await bench.data_of(handle)
+        assert kept == {key: got.pop(key) for key in kept}
+        assert expected.keys() == got.keys()
+        for n, (key, (old, by)) in enumerate(SUMS.items()):
+            sums = [alone[n], *sorted(together[n :: len(SUMS)], reverse=by < 0)]
+            for times, each in enumerate([*sums, got[key]], start=1):
+                total = (old or 0) + min(times, 3) * by
+                assert isinstance(total, int) == isinstance(each, int), key
+                exactly = total if isinstance(total, int) else pytest.approx(total)
+                assert exactly == each, key
+
+    @pytest.mark.parametrize(
+        "parts", [[1] * 60, [2**n * (-1) ** n for n in range(30)]], ids=["same", "many"]
+    )
+    async def test_increments_at_once_are_all_counted(
+        self, bench: Bench, parts: list[int]
+    ) -> None:
+        """No count is lost, and each sum is one that was there between two others."""
+        handle = await bench.created({"n": 0})
+        stores = bench.stores
 
         results = await asyncio.gather(
             *[
-                store.increment(handle, 0, "n", "1", change())
-                for _ in range(50)
-                for store in (bench.store, bench.elsewhere)
-            ]
-        )
-
-        assert list(range(1, 101)) == sorted(int(done.text) for done in results)
-        assert {"n": 100} == await data_of(bench.store, handle)
-
-    async def test_increments_at_once_by_different_numbers(self, bench: Bench) -> None:
-        """Each sum is one that was there between two additions."""
-        handle = await created(bench.store, {"n": 0})
-        parts = [2**n * (-1) ** n for n in range(30)]
-
-        results = await asyncio.gather(
-            *[
-                bench.store.increment(handle, 0, "n", str(part), change())
-                for part in parts
+                stores[n % 2].increment(handle, 0, "n", str(part), change())
+                for n, part in enumerate(parts)
             ]
         )
 
@@ -74,74 +91,13 @@ class IncrementsSuite:
         while added:
             [reached] = [total for total in added if total - added[total] == reached]
             del added[reached]
-        assert {"n": reached} == await data_of(bench.store, handle)
-
-    async def test_increments_of_several_keys_at_once(self, bench: Bench) -> None:
-        """And saves of others beside them."""
-        handle = await created(bench.store, {"a": 1})
-
-        await asyncio.gather(
-            *[
-                bench.store.increment(handle, 0, key, str(n), change())
-                for n in range(10)
-                for key in ("a", "b", "c")
-            ],
-            *[bench.store.save(handle, 0, change({f"k{n}": n})) for n in range(5)],
-        )
-
-        assert {"a": 46, "b": 45, "c": 45, **{f"k{n}": n for n in range(5)}} == (
-            await data_of(bench.store, handle)
-        )
-
-    async def test_increments_take_floats(self, bench: Bench) -> None:
-        """Of a float, by a float, and both at once; ints stay ints."""
-        store = bench.store
-        handle = await created(store, {"f": 0.1, "i": 1})
-
-        done = await store.increment(handle, 0, "f", "0.2", change())
-        assert 0.3 == pytest.approx(json.loads(done.text))
-        done = await store.increment(handle, 0, "f", "1", change())
-        assert 1.3 == pytest.approx(json.loads(done.text))
-        done = await store.increment(handle, 0, "i", "1.5e-3", change())
-        assert 1.0015 == pytest.approx(json.loads(done.text))
-        await asyncio.gather(
-            *[store.increment(handle, 0, "sum", "0.1", change()) for _ in range(10)]
-        )
-        assert 1.0 == pytest.approx((await data_of(store, handle))["sum"])
-        done = await store.increment(handle, 0, "n", "2", change())
-        assert 2 == json.loads(done.text)
-        assert isinstance(json.loads(done.text), int)
-
-    async def test_increments_take_integers_of_any_size(self, bench: Bench) -> None:
-        """Beyond what fits into a machine word or a float."""
-        store, big = bench.store, 2**200
-        handle = await created(store, {"n": big, "m": -big})
-
-        assert big + 1 == int(
-            (await store.increment(handle, 0, "n", "1", change())).text
-        )
-        done = await store.increment(handle, 0, "m", str(big + 1), change())
-        assert "1" == done.text
-        results = await asyncio.gather(
-            *[store.increment(handle, 0, "k", str(big), change()) for _ in range(5)]
-        )
-        assert [big * n for n in range(1, 6)] == sorted(
-            int(each.text) for each in results
-        )
-        data = await data_of(store, handle)
-        assert {"n": big + 1, "m": 1, "k": 5 * big} == data
+        assert {"n": reached} == await bench.data_of(handle)
 
     async def test_only_numbers_can_be_added_to(self, bench: Bench) -> None:
         """Anything else is an error that names the key, and stays."""
-        values = {
-            "text": "5",
-            "empty": "",
-            "null": None,
-            "true": True,
-            "list": [1],
-            "object": {"n": 1},
-        }
-        handle = await created(bench.store, values)
+        no_numbers = "5", "", None, True, [1], {"n": 1}
+        values = {f"k{n}": value for n, value in enumerate(no_numbers)}
+        handle = await bench.created(values)
 
         for key in values:
             with pytest.raises(SessionDataError) as raised:
@@ -152,41 +108,10 @@ class IncrementsSuite:
             *[
                 bench.store.increment(handle, 0, key, "1", change())
                 for _ in range(3)
-                for key in ("text", "n")
+                for key in ("k0", "n")
             ],
             return_exceptions=True,
         )
 
         assert 3 == sum(isinstance(each, SessionDataError) for each in results)
-        assert values | {"n": 3} == await data_of(bench.store, handle)
-
-    async def test_awkward_keys_are_keys(self, bench: Bench) -> None:
-        """Neither a path nor a pattern nor a placeholder."""
-        handle = await created(bench.store, {"a": {"b": 7}, "kept": [1]})
-
-        for key in AWKWARD_KEYS:
-            done = await bench.store.increment(handle, 0, key, "1", change())
-            assert "1" == done.text
-        await asyncio.gather(
-            *[
-                bench.store.increment(handle, 0, key, "1", change())
-                for key in AWKWARD_KEYS
-            ]
-        )
-
-        counted = dict.fromkeys(AWKWARD_KEYS, 2)
-        assert {"a": {"b": 7}, "kept": [1], **counted} == await data_of(
-            bench.store, handle
-        )
-
-    async def test_an_increment_waits_for_the_lock(self, bench: Bench) -> None:
-        """It adds to what the block has left."""
-        handle = await created(bench.store, {"n": 0})
-        async with bench.store.lock(handle, 0, 5) as locked:
-            other = asyncio.ensure_future(
-                bench.elsewhere.increment(handle, 0, "n", "1", change())
-            )
-            await asyncio.sleep(0.05)
-            assert not other.done()
-            await locked.save(change({"n": 10}))
-        assert "11" == (await other).text
+        assert values | {"n": 3} == await bench.data_of(handle)

@@ -1,137 +1,144 @@
-"""A new secret, and what becomes of the one before."""
+"""A new secret, what becomes of the one before, and who the visitor is."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
+from tornado_compas_session.core.ids import new_handle
 from tornado_compas_session.core.types import Identity, NewSecret
+from tornado_compas_session.testing.conformance import ways
 from tornado_compas_session.testing.conformance.bench import (
     Bench,
     change,
-    created,
-    data_of,
     some_hash,
-    turned,
 )
 
 
 class SecretsSuite:
-    """A new secret, and what becomes of the one before."""
+    """A new secret, what becomes of the one before, and who the visitor is."""
 
-    async def test_regenerate_changes_the_secret_and_not_the_name(
-        self, bench: Bench
+    @ways.each(ways.TURNS)
+    async def test_a_new_secret_is_one_for_the_same_session(
+        self, bench: Bench, way: ways.Way
     ) -> None:
         """The same data plus the change; the secret before is still known."""
-        handle = await created(bench.store, {"cart": 1})
-        before = await bench.store.load(handle)
+        before = await bench.loaded({"cart": 1})
         bench.pass_time(10)
-        new = some_hash()
 
-        saved = await bench.store.regenerate(
-            handle, 0, NewSecret(before.secret_hash, new), change({"page": 2})
-        )
+        saved = await way(bench.store, before, change({"page": 2}))
 
-        after = await bench.store.load(handle)
-        assert (handle, new, before.secret_hash, 0) == (
-            after.handle,
-            after.secret_hash,
-            after.former_hash,
-            after.epoch,
-        )
+        after = await bench.store.load(before.handle)
+        assert after.secret_hash != before.secret_hash == after.former_hash
+        assert 0 == after.epoch
         assert {"cart": 1, "page": 2} == json.loads(after.data)
         assert saved.expires == after.expires
         assert after.used == after.turned == pytest.approx(saved.now, abs=0.01)
         assert after.authenticated is None is saved.authenticated
+        assert after.shown is None
         assert after.created < after.turned
 
-    async def test_regenerate_can_replace_everything(self, bench: Bench) -> None:
-        """As after `session.clear()` of somebody who was signed in."""
-        handle = await created(bench.store, {"user_id": "ada", "cart": 1})
-        await turned(
-            bench.store, handle, {"n": 1}, identity=Identity(None), replace=True
-        )
-        assert {"n": 1} == await data_of(bench.store, handle)
-
-    async def test_regenerate_needs_the_current_secret(self, bench: Bench) -> None:
-        """Neither that of before nor any other will do, and then nothing changes."""
+    @ways.each(ways.TURNS)
+    async def test_a_change_of_who_the_visitor_is_is_counted(
+        self, bench: Bench, way: ways.Way
+    ) -> None:
+        """Signing in, out, and in as somebody else; and no former secret is left."""
         store = bench.store
-        handle = await created(store)
-        former = (await store.load(handle)).secret_hash
-        await turned(store, handle)
-        before = await store.load(handle)
+        handle = await bench.created()
+        for epoch, user in enumerate(("ada", None, "eve"), start=1):
+            await bench.turned(handle)
+            record = await store.load(handle)
+            assert record.former_hash is not None
+            saved = await way(store, record, change({"user_id": user}), Identity(user))
+            record = await store.load(handle)
+            assert (epoch, None, None) == (
+                record.epoch,
+                record.former_hash,
+                record.shown,
+            )
+            assert saved.authenticated == record.authenticated
+            assert (user is None) == (record.authenticated is None)
 
-        for mine in (former, some_hash()):
-            for identity in (None, Identity("eve"), Identity("eve", 3)):
-                secret = NewSecret(mine, some_hash(), identity, signed_in=True)
-                late = change({"late": True})
-                assert await store.regenerate(handle, 0, secret, late) is None
+    async def test_signing_in_is_dated(self, bench: Bench) -> None:
+        """By a creation or a new secret that says so, and by nothing else."""
+        store = bench.store
+        record = await bench.loaded({"user_id": "ada"})
+        assert record.authenticated == record.created
+        bench.pass_time(10)
+        for way in (ways.save, ways.increment, ways.turn, ways.locked_save):
+            record = await store.load(record.handle)
+            saved = await way(store, record, change({"n": 1}))
+            assert saved.authenticated == record.authenticated
+            assert 10 == pytest.approx(saved.now - saved.authenticated, abs=2)
+        saved = await bench.turned(record.handle, signed_in=True)
+        assert saved.authenticated == pytest.approx(saved.now, abs=0.01)
 
-        assert before._replace(now=0.0) == (await store.load(handle))._replace(now=0.0)
+        nobody = new_handle()
+        await store.create(nobody, some_hash(), change({"n": 1}), Identity(None))
+        assert (await store.load(nobody)).authenticated is None
+
+    @ways.each(ways.NEW_SECRETS)
+    async def test_a_new_secret_needs_the_current_one(
+        self, bench: Bench, way: ways.Way
+    ) -> None:
+        """Neither that of before nor any other will do, and then nothing changes."""
+        record = await bench.loaded()
+        await bench.turned(record.handle)
+        before = await bench.state(record.handle)
+
+        for mine in (record.secret_hash, some_hash()):
+            wrong = record._replace(secret_hash=mine)
+            assert await way(bench.store, wrong, change({"late": True})) is None
+
+        assert before == await bench.state(record.handle)
 
     async def test_a_secret_that_was_lost_is_superseded(self, bench: Bench) -> None:
         """By whoever has the one before, which stays the former one; not once shown."""
-        handle = await created(bench.store)
-        before = (await bench.store.load(handle)).secret_hash
-        await turned(bench.store, handle)
-        lost = (await bench.store.load(handle)).secret_hash
+        store = bench.store
+        before = await bench.loaded()
+        handle = before.handle
+        await bench.turned(handle)
+        lost = (await store.load(handle)).secret_hash
 
-        secret = NewSecret(lost, some_hash(), former=before)
-        assert await bench.store.regenerate(handle, 0, secret, change())
-        record = await bench.store.load(handle)
-        assert (secret.new, before) == (record.secret_hash, record.former_hash)
+        secret = NewSecret(lost, some_hash(), former=before.secret_hash)
+        assert await store.regenerate(handle, 0, secret, change())
+        record = await store.load(handle)
+        assert (secret.new, secret.former) == (record.secret_hash, record.former_hash)
 
-        await bench.store.save(handle, 0, change(shown=secret.new))
-        late = NewSecret(secret.new, some_hash(), former=before)
-        assert await bench.store.regenerate(handle, 0, late, change()) is None
+        await store.save(handle, 0, change(shown=secret.new))
+        late = secret._replace(mine=secret.new, new=some_hash())
+        assert await store.regenerate(handle, 0, late, change()) is None
 
-    async def test_a_new_secret_has_yet_to_be_shown(self, bench: Bench) -> None:
+    @ways.each(ways.SAVES | {"increment": ways.increment})
+    @pytest.mark.parametrize("data", [{}, {"m": 1}], ids=["renews", "writes"])
+    async def test_a_new_secret_has_yet_to_be_shown(
+        self, bench: Bench, way: ways.Way, data: dict[str, int]
+    ) -> None:
         """The first write of somebody who came with it dates that, and no other."""
         store = bench.store
-        handle = await created(store)
-        former = (await store.load(handle)).secret_hash
-        await turned(store, handle)
-        record = await store.load(handle)
-        assert record.shown is None
+        first = await bench.loaded()
+        await bench.turned(first.handle)
+        record = await store.load(first.handle)
+        for other in (None, first.secret_hash, some_hash()):
+            await way(store, record, change(data, shown=other))
+            assert (await store.load(first.handle)).shown is None
 
-        await store.save(handle, 0, change({"n": 1}))
-        await store.save(handle, 0, change(shown=former))
-        await store.increment(handle, 0, "n", "1", change(shown=some_hash()))
-        assert (await store.load(handle)).shown is None
+        for seconds in (0, 10):
+            bench.pass_time(10)
+            await way(store, record, change(data, shown=record.secret_hash))
+            after = await store.load(first.handle)
+            assert seconds == pytest.approx(after.used - after.shown, abs=1)
 
-        bench.pass_time(10)
-        saved = await store.save(handle, 0, change(shown=record.secret_hash))
-        shown = (await store.load(handle)).shown
-        assert saved.now == pytest.approx(shown, abs=0.01)
-        bench.pass_time(10)
-        await store.save(handle, 0, change({"n": 2}, shown=record.secret_hash))
-        after = await store.load(handle)
-        assert 10 == pytest.approx(after.used - after.shown, abs=1)
-
-    async def test_every_kind_of_write_shows_a_secret(self, bench: Bench) -> None:
-        """A renewal, a save with data, an increment, one inside of a lock."""
+    async def test_what_goes_out_together_shows_secrets_of_its_own(
+        self, bench: Bench
+    ) -> None:
+        """Another session's, shown at the same moment, is none."""
         store = bench.store
-        for kind in range(4):
-            handle = await created(store)
-            await turned(store, handle)
-            shown = (await store.load(handle)).secret_hash
-            if kind == 0:
-                await store.save(handle, 0, change(shown=shown))
-            elif kind == 1:
-                await store.save(handle, 0, change({"n": 1}, idle=None, shown=shown))
-            elif kind == 2:
-                await store.increment(handle, 0, "n", "1", change(shown=shown))
-            else:
-                async with store.lock(handle, 0, 5) as locked:
-                    await locked.save(change(shown=shown))
-            assert (await store.load(handle)).shown is not None
-        # Many at once, of which each shows its own.
-        handles = [await created(store) for _ in range(6)]
+        handles = [await bench.created() for _ in range(6)]
         for handle in handles:
-            await turned(store, handle)
+            await bench.turned(handle)
         hashes = [(await store.load(handle)).secret_hash for handle in handles]
         await asyncio.gather(
             *[
@@ -142,46 +149,40 @@ class SecretsSuite:
         records = [await store.load(handle) for handle in handles]
         assert [True, False] * 3 == [record.shown is not None for record in records]
 
-    async def test_of_many_regenerations_one_wins(self, bench: Bench) -> None:
-        """The others are told, and have written nothing (R4)."""
-        for identity in (None, Identity("ada"), Identity("ada", 3)):
-            handle = await created(bench.store)
-            mine = (await bench.store.load(handle)).secret_hash
-            new = [some_hash() for _ in range(8)]
-
-            results = await asyncio.gather(
-                *[
-                    (bench.store, bench.elsewhere)[n % 2].regenerate(
-                        handle, 0, NewSecret(mine, each, identity), change({f"k{n}": n})
-                    )
-                    for n, each in enumerate(new)
-                ]
-            )
-
-            [winner] = [n for n, result in enumerate(results) if result is not None]
-            record = await bench.store.load(handle)
-            assert new[winner] == record.secret_hash
-            assert {"n": 0, f"k{winner}": winner} == json.loads(record.data)
-
-    async def test_writes_and_a_regeneration_at_once_lose_nothing(
-        self, bench: Bench
+    @ways.each(ways.NEW_SECRETS)
+    async def test_of_many_regenerations_one_wins(
+        self, bench: Bench, way: ways.Way
     ) -> None:
-        """Where nobody changes, all that is under way still finds the session (R4)."""
+        """The others are told, and have written nothing (R4)."""
+        mine = await bench.loaded()
+
+        results = await asyncio.gather(
+            *[way(bench.stores[n % 2], mine, change({f"k{n}": n})) for n in range(8)]
+        )
+
+        [winner] = [n for n, result in enumerate(results) if result is not None]
+        assert {"n": 0, f"k{winner}": winner} == await bench.data_of(mine.handle)
+
+    @pytest.mark.parametrize("user", [None, "ada"])
+    async def test_writes_and_a_regeneration_at_once_lose_nothing(
+        self, bench: Bench, user: str | None
+    ) -> None:
+        """
+        Where nobody changes, all that is under way still finds the session (R4). Beside
+        a sign-in what is acknowledged is there, and nothing else is.
+        """
         store = bench.store
+        identity = None if user is None else Identity(user)
         for _ in range(5):
-            handle = await created(store, {"n": 0})
-            written: dict[str, Any] = {"n": 0}
-            for round_ in range(3):
-                keys = {f"{round_}.{n}": n for n in range(6)}
-                results = await asyncio.gather(
-                    *[
-                        store.save(handle, 0, change({key: value}))
-                        for key, value in keys.items()
-                    ],
-                    turned(bench.elsewhere, handle),
-                    store.increment(handle, 0, "n", "1", change()),
-                    store.load(handle),
-                )
-                assert None not in results
-                written |= keys | {"n": round_ + 1}
-            assert written == await data_of(store, handle)
+            handle = await bench.created()
+            saves = [store.save(handle, 0, change({f"s{n}": 1})) for n in range(6)]
+            adds = [
+                store.increment(handle, 0, f"a{n}", "1", change()) for n in range(6)
+            ]
+            _, *results = await asyncio.gather(
+                bench.elsewhere.turned(handle, identity=identity), *saves, *adds
+            )
+            names = [f"{kind}{n}" for kind in "sa" for n in range(6)]
+            there = [each for each, done in zip(names, results, strict=True) if done]
+            assert {"n", *there} == set(await bench.data_of(handle))
+            assert user or names == there

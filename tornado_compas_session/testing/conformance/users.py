@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,19 +11,19 @@ from tornado_compas_session.core.ids import new_handle
 from tornado_compas_session.core.protocols import UserSessions
 from tornado_compas_session.core.types import Identity, NewSecret
 from tornado_compas_session.exceptions import HandleTaken, SessionDataError
+from tornado_compas_session.testing.conformance import ways
 from tornado_compas_session.testing.conformance.bench import (
-    HOSTILE_HANDLES,
     HOUR,
-    NO_HANDLES,
     Bench,
     change,
-    created,
-    data_of,
-    live,
-    signed_in,
     some_hash,
-    turned,
 )
+from tornado_compas_session.testing.conformance.rows import HOSTILE_HANDLES, NO_HANDLES
+
+
+async def _of(store: Any, user: str | int) -> list[str]:
+    """The handles of a user's sessions, as they are listed."""
+    return [info.handle for info in await store.sessions_of(user)]
 
 
 class UserSessionsSuite:
@@ -34,249 +35,220 @@ class UserSessionsSuite:
 
     async def test_a_users_sessions_are_listed(self, bench: Bench) -> None:
         """Last used first, without ids or data, and marked which one asks (LC-10)."""
+        store = bench.store
         handles = [
-            await created(
-                bench.store, {"user_id": 7}, user_agent=f"agent {n}", address=f"::{n}"
+            await bench.created(
+                {"user_id": 7}, user_agent=f"agent {n}", address=f"::{n}"
             )
             for n in range(3)
         ]
-        await created(bench.store, {"user_id": "other"})
-        await created(bench.store)
+        await bench.created({"user_id": "other"})
+        await bench.created()
         bench.pass_time(10)
-        await bench.store.save(handles[1], 0, change())
+        await store.save(handles[1], 0, change())
         mine = handles[0]
 
-        found = await bench.store.sessions_of(7, current=mine)
+        found = await store.sessions_of(7, current=mine)
 
         assert handles[1] == found[0].handle
-        assert set(handles) == {info.handle for info in found}
         assert [mine] == [info.handle for info in found if info.current]
-        assert {("agent 0", "::0"), ("agent 1", "::1"), ("agent 2", "::2")} == {
-            (info.user_agent, info.address) for info in found
+        assert {
+            (handle, "7", f"agent {n}", f"::{n}") for n, handle in enumerate(handles)
+        } == {
+            (info.handle, info.user_id, info.user_agent, info.address) for info in found
         }
-        assert {"7"} == {info.user_id for info in found}
-        assert found == await bench.store.sessions_of("7", current=mine)
-        assert 2 == len(await bench.store.sessions_of(7, limit=2))
+        assert found == await store.sessions_of("7", current=mine)
+        assert 2 == len(await store.sessions_of(7, limit=2))
 
     async def test_a_list_shows_the_client_of_the_last_sign_in(
         self, bench: Bench
     ) -> None:
         """A new secret without a word of the client leaves what is recorded."""
-        store = bench.store
-        handle = await created(store, user_agent="Netscape", address="::1")
-        await signed_in(store, handle, "ada")
-        [info] = await store.sessions_of("ada")
+        handle = await bench.created(user_agent="Netscape", address="::1")
+        await bench.signed_in(handle, "ada")
+        [info] = await bench.store.sessions_of("ada")
         assert ("Netscape", "::1") == (info.user_agent, info.address)
-        await turned(store, handle, user_agent="Mosaic", address="::2")
-        [info] = await store.sessions_of("ada")
+        await bench.turned(handle, user_agent="Mosaic", address="::2")
+        [info] = await bench.store.sessions_of("ada")
         assert ("Mosaic", "::2") == (info.user_agent, info.address)
 
     async def test_a_session_is_revoked_by_its_handle(self, bench: Bench) -> None:
-        """However often its secret and its visitor have changed since it was told."""
-        one, two = await created(bench.store), await created(bench.store)
-
-        assert await bench.store.revoke(one)
-        assert not await bench.store.revoke(one)
-        assert await bench.store.load(one) is None
-
-        await turned(bench.store, two)
-        await signed_in(bench.store, two, "ada")
-        assert await bench.store.revoke(two)
-        assert await bench.store.load(two) is None
-
-    async def test_a_wrong_handle_revokes_nothing(self, bench: Bench) -> None:
-        """Whatever it is; an expired session's is one."""
-        old = await created(bench.store)
+        """However often its secret and its visitor have changed; by no other handle."""
+        store = bench.store
+        old = await bench.created()
         bench.pass_time(HOUR + 1)
-        handle = await created(bench.store)
-        for wrong in (*HOSTILE_HANDLES, *NO_HANDLES, new_handle(), old):
-            assert not await bench.store.revoke(wrong)
-        assert {"n": 0} == await data_of(bench.store, handle)
+        one, two = await bench.created(), await bench.created()
+        await bench.turned(one)
+        await bench.signed_in(one, "ada")
+
+        assert await store.revoke(one)
+        for wrong in (one, old, new_handle(), *HOSTILE_HANDLES, *NO_HANDLES):
+            assert not await store.revoke(wrong)
+        assert [False, True] == await bench.live(one, two)
 
     async def test_all_sessions_of_a_user_but_one_are_revoked(
         self, bench: Bench
     ) -> None:
         """As after a change of the password (LC-10)."""
-        handles = [await created(bench.store, {"user_id": "ada"}) for _ in range(4)]
-        other = await created(bench.store, {"user_id": "eve"})
+        store = bench.store
+        handles = [await bench.created({"user_id": "ada"}) for _ in range(4)]
+        other = await bench.created({"user_id": "eve"})
         kept = handles[2]
 
-        await turned(bench.store, kept)
-        assert 3 == await bench.store.revoke_user("ada", except_handle=kept)
-        assert [kept] == [i.handle for i in await bench.store.sessions_of("ada")]
-        assert 1 == await bench.store.revoke_user("ada")
-        assert {"user_id": "eve"} == await data_of(bench.store, other)
-        assert 1 == await bench.store.revoke_all()
-        assert await bench.store.load(other) is None
+        await bench.turned(kept)
+        assert 3 == await store.revoke_user("ada", except_handle=kept)
+        assert [kept] == await _of(store, "ada")
+        assert 1 == await store.revoke_user("ada")
+        assert {"user_id": "eve"} == await bench.data_of(other)
+        assert 1 == await store.revoke_all()
+        assert await store.load(other) is None
 
     async def test_nobody_is_no_user(self, bench: Bench) -> None:
         """Neither None nor what prints in two ways; "None" is a name like any other."""
-        handle = await created(bench.store)
-        named = await created(bench.store, {"user_id": "None"})
+        store = bench.store
+        handle = await bench.created()
+        named = await bench.created({"user_id": "None"})
         for user in (None, True, 1e22, 2**64, "", "x" * 256, ["ada"]):
-            with pytest.raises(SessionDataError):
-                await bench.store.sessions_of(user)
-            with pytest.raises(SessionDataError):
-                await bench.store.revoke_user(user)
-        assert [True, True] == await live(bench.store, handle, named)
-        assert 1 == await bench.store.revoke_user("None")
-        assert [True, False] == await live(bench.store, handle, named)
-
-    async def test_expired_sessions_are_in_no_list(self, bench: Bench) -> None:
-        """And are ended by nobody."""
-        await created(bench.store, {"user_id": "ada"})
-        bench.pass_time(HOUR + 1)
-        assert [] == await bench.store.sessions_of("ada")
-        assert 0 == await bench.store.revoke_user("ada")
-        assert 0 == await bench.store.revoke_all()
+            for ask in (store.sessions_of, store.revoke_user):
+                with pytest.raises(SessionDataError):
+                    await ask(user)
+        assert [True, True] == await bench.live(handle, named)
+        assert 1 == await store.revoke_user("None")
+        assert [True, False] == await bench.live(handle, named)
 
     async def test_who_a_session_is_of_changes_with_its_secret_only(
         self, bench: Bench
     ) -> None:
-        """A save of `user_id` alone signs nobody in, and nobody out."""
+        """A save of `user_id` alone signs nobody in, out, or in as somebody else."""
         store = bench.store
-        handle = await created(store)
+        handle = await bench.created()
         await store.save(handle, 0, change({"user_id": "ada"}))
-        await turned(store, handle, {"user_id": "ada"})
-        assert [] == await store.sessions_of("ada")
-        await signed_in(store, handle, "ada")
+        await bench.turned(handle, {"user_id": "ada"})
+        assert [] == await _of(store, "ada")
+        await bench.signed_in(handle, "ada")
         await store.save(handle, 1, change({}, removed=("user_id",)))
         await store.save(handle, 1, change({"user_id": "eve"}))
-        await turned(store, handle)
-        assert [handle] == [info.handle for info in await store.sessions_of("ada")]
-        assert [] == await store.sessions_of("eve")
-
-    async def test_signing_out_takes_a_session_off_the_list(self, bench: Bench) -> None:
-        """And signing in as somebody else puts it on another."""
-        store = bench.store
-        handle = await created(store, {"user_id": "ada"})
-        await turned(store, handle, identity=Identity(None), removed=("user_id",))
-        assert [] == await store.sessions_of("ada")
-        await signed_in(store, handle, "eve")
-        assert [handle] == [info.handle for info in await store.sessions_of("eve")]
+        await bench.turned(handle)
+        assert ([handle], []) == (await _of(store, "ada"), await _of(store, "eve"))
+        await bench.signed_in(handle, "eve")
+        assert ([], [handle]) == (await _of(store, "ada"), await _of(store, "eve"))
+        await bench.turned(handle, identity=Identity(None), removed=("user_id",))
+        assert [] == await _of(store, "eve")
 
     async def test_surplus_sessions_end_with_a_sign_in(self, bench: Bench) -> None:
         """Those longest unused, over the allowed number; and nobody else's."""
         store = bench.store
-        other = await created(store, {"user_id": "eve"})
+        other = await bench.created({"user_id": "eve"})
         handles = []
         for _ in range(4):
-            handles.append(await created(store, {"user_id": "ada"}))
+            handles.append(await bench.created({"user_id": "ada"}))
             bench.pass_time(10)
         await store.save(handles[0], 0, change())
         bench.pass_time(10)
 
-        new = await created(store, {"user_id": "ada"}, allowed=3)
-        assert [True, False, False, True] == await live(store, *handles)
+        new = await bench.created({"user_id": "ada"}, allowed=3)
+        assert [True, False, False, True] == await bench.live(*handles)
 
         bench.pass_time(10)
-        anonymous = await created(store)
-        await signed_in(store, anonymous, "ada", allowed=3)
-        assert [True, False, True, True, True] == await live(
-            store, handles[0], handles[3], new, anonymous, other
+        anonymous = await bench.created()
+        await bench.signed_in(anonymous, "ada", allowed=3)
+        assert [True, False, True, True, True] == await bench.live(
+            handles[0], handles[3], new, anonymous, other
         )
 
-    async def test_an_expired_session_takes_no_place(self, bench: Bench) -> None:
-        """Though it was used last, the live ones alone are counted."""
-        store = bench.store
-        alive = await created(store, {"user_id": "ada"})
-        bench.pass_time(10)
-        await created(store, {"user_id": "ada"}, own=True, own_idle=60)
-        bench.pass_time(70)
-
-        new = await created(store, {"user_id": "ada"}, allowed=2)
-
-        assert [True, True] == await live(store, alive, new)
-
-    async def test_a_sign_in_never_ends_its_own_session(self, bench: Bench) -> None:
+    @ways.each(ways.TURNS)
+    async def test_a_sign_in_never_ends_its_own_session(
+        self, bench: Bench, way: ways.Way
+    ) -> None:
         """Though it were the one unused longest, and the only one allowed."""
         store = bench.store
-        for signs_in in ("regenerate", "lock"):
-            mine = await created(store, {"user_id": "ada"})
-            bench.pass_time(10)
-            others = [await created(store, {"user_id": "ada"}) for _ in range(3)]
-            if signs_in == "regenerate":
-                await signed_in(store, mine, "ada", allowed=1)
-            else:
-                async with store.lock(mine, 0, 5) as locked:
-                    current = locked.record.secret_hash
-                    secret = NewSecret(current, some_hash(), Identity("ada", 1), True)
-                    await locked.regenerate(secret, change({"user_id": "ada"}))
-            assert [True, False, False, False] == await live(store, mine, *others)
-            await store.revoke_user("ada")
+        mine = await bench.loaded({"user_id": "ada"})
+        bench.pass_time(10)
+        others = [await bench.created({"user_id": "ada"}) for _ in range(3)]
+
+        await way(store, mine, change(), Identity("ada", 1))
+
+        assert [True, False, False, False] == await bench.live(mine.handle, *others)
 
     async def test_a_sign_in_that_fails_ends_nothing(self, bench: Bench) -> None:
         """With a wrong secret, a taken handle, or in a block that fails."""
         store = bench.store
-        old = [await created(store, {"user_id": "ada"}) for _ in range(2)]
-        mine = await created(store)
-        current = (await store.load(mine)).secret_hash
-        identity = Identity("ada", 1)
+        old = [await bench.created({"user_id": "ada"}) for _ in range(2)]
+        record = await bench.loaded()
+        mine, identity = record.handle, Identity("ada", 1)
 
-        wrong = NewSecret(some_hash(), some_hash(), identity, True)
+        right = NewSecret(record.secret_hash, some_hash(), identity, True)
+        wrong = right._replace(mine=some_hash())
         assert await store.regenerate(mine, 0, wrong, change()) is None
-        assert (
-            await store.regenerate(mine, 7, wrong._replace(mine=current), change())
-            is None
-        )
+        assert await store.regenerate(mine, 7, right, change()) is None
         with pytest.raises(HandleTaken):
             await store.create(mine, some_hash(), change({"n": 1}), identity)
         with pytest.raises(OSError, match="mine"):
             async with store.lock(mine, 0, 5) as locked:
-                await locked.regenerate(wrong._replace(mine=current), change())
+                await locked.regenerate(right, change())
                 raise OSError("mine")
 
-        assert [True, True, True] == await live(store, *old, mine)
+        assert [True, True, True] == await bench.live(*old, mine)
 
-    async def test_sign_ins_at_once_keep_the_bound(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("allowed", [1, 3])
+    async def test_sign_ins_at_once_keep_the_bound(
+        self, bench: Bench, allowed: int
+    ) -> None:
         """Exactly so many are left, all of them live; and no sign-in fails."""
-        for allowed in (1, 3):
-            stores = (bench.store, bench.elsewhere)
-            old = [await created(bench.store) for _ in range(6)]
-            results = await asyncio.gather(
-                *[
-                    created(stores[n % 2], {"user_id": "ada"}, allowed=allowed)
-                    for n in range(6)
-                ],
-                *[
-                    signed_in(stores[n % 2], handle, "ada", allowed=allowed)
-                    for n, handle in enumerate(old)
-                ],
-            )
-            assert None not in results
-            found = await bench.store.sessions_of("ada")
-            assert allowed == len(found)
-            assert [True] * allowed == await live(
-                bench.store, *[info.handle for info in found]
-            )
-            await bench.store.revoke_user("ada")
+        both = bench, bench.elsewhere
+        old = [await bench.created() for _ in range(6)]
+        results = await asyncio.gather(
+            *[
+                both[n % 2].created({"user_id": "ada"}, allowed=allowed)
+                for n in range(6)
+            ],
+            *[
+                both[n % 2].signed_in(handle, "ada", allowed=allowed)
+                for n, handle in enumerate(old)
+            ],
+        )
+        assert None not in results
+        found = await _of(bench.store, "ada")
+        assert [True] * allowed == await bench.live(*found)
+
+    async def test_expired_sessions_are_nobodys(self, bench: Bench) -> None:
+        """In no list, ended by nobody, and in nobody's place, though used last."""
+        store = bench.store
+        alive = await bench.created({"user_id": "ada"}, idle=2 * HOUR)
+        bench.pass_time(10)
+        await bench.created({"user_id": "ada"})
+        await bench.created({"user_id": "eve"})
+        bench.pass_time(HOUR + 1)
+
+        new = await bench.created({"user_id": "ada"}, allowed=2)
+
+        assert [new, alive] == await _of(store, "ada")
+        assert (2, 0) == (await store.revoke_user("ada"), await store.revoke_all())
 
     async def test_expired_sessions_are_deleted(self, bench: Bench) -> None:
         """As many as asked for, and never a live one (ST-7)."""
+        store = bench.store
         for _ in range(5):
-            await created(bench.store)
+            await bench.created()
         bench.pass_time(25 * HOUR)
-        live = await created(bench.store, {"n": 1})
+        kept = await bench.created({"n": 1})
 
-        assert 5 == (await bench.store.stats())["expired"]
-        assert 3 == await bench.store.delete_expired(limit=3)
-        assert 2 == await bench.store.delete_expired(limit=100)
-        assert 0 == await bench.store.delete_expired(limit=100)
-        assert {"n": 1} == await data_of(bench.store, live)
+        assert 5 == (await store.stats())["expired"]
+        assert [3, 2, 0] == [await store.delete_expired(limit=n) for n in (3, 100, 100)]
+        assert {"n": 1} == await bench.data_of(kept)
 
     async def test_it_counts(self, bench: Bench) -> None:
         """Live, expired, anonymous, users, the age of the oldest, bytes."""
-        assert (await bench.store.stats())["oldest_seconds"] is None
+        store = bench.store
         for data in ({"user_id": "eve"}, {"n": 0}):
-            await created(bench.store, data, own=True, own_idle=5)
-        bench.pass_time(10)
-        assert (await bench.store.stats())["oldest_seconds"] is None
-        await created(bench.store, {"user_id": "ada"})
-        await created(bench.store, {"user_id": "ada"})
-        await created(bench.store)
+            assert (await store.stats())["oldest_seconds"] is None
+            await bench.created(data, own=True, own_idle=5)
+            bench.pass_time(10)
+        for data in ({"user_id": "ada"}, {"user_id": "ada"}, {"n": 0}):
+            await bench.created(data)
         bench.pass_time(10)
 
-        stats = await bench.store.stats()
+        stats = await store.stats()
 
         assert (3, 2, 1, 1) == tuple(
             stats[name] for name in ("live", "expired", "anonymous", "users")
