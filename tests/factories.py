@@ -55,6 +55,16 @@ class Clock:
         return self.now
 
 
+def rewrite(
+    store: MemorySessionStore, handle: str | None = None, **values: Any
+) -> None:
+    """Another hand than the library's has written to a session; to the only one."""
+    if handle is None:
+        [handle] = store._rows
+    row = store._rows[handle]
+    store._rows[handle] = row._replace(record=row.record._replace(**values))
+
+
 def make_environment(**values: Any) -> Environment:
     return Environment(
         **{"app_name": "counter", "keys": (KEY,), "production": False, **values}

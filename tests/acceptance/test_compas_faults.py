@@ -21,6 +21,7 @@ from tests.factories import (
     Clock,
     TroubledStore,
     make_app,
+    rewrite,
     serve,
     set_cookies,
 )
@@ -327,7 +328,7 @@ async def test_9_a_cookie_without_a_session_is_cleared(start, store, gone):
     if gone == "unknown":
         browser.jar.put(app.settings[MANAGER].keys.sign(NAME, new_id()))
     elif gone == "expired":
-        next(iter(store._rows.values())).expires = 0.0
+        rewrite(store, expires=0.0)
     else:
         await store.revoke_all()
     assert {} == await data_of(browser)

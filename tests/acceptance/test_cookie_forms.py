@@ -11,7 +11,15 @@ from contextlib import ExitStack
 import pytest
 from tornado.web import RequestHandler
 
-from tests.factories import NAME, PRODUCTION, Browser, Clock, make_app, serve
+from tests.factories import (
+    NAME,
+    PRODUCTION,
+    Browser,
+    Clock,
+    make_app,
+    rewrite,
+    serve,
+)
 from tornado_compas_session import MemorySessionStore, SessionMixin
 
 SITE = "https://www.example.com"
@@ -111,7 +119,7 @@ async def test_signing_in_works_at_once(start, store, clock, before, after, came
     if came == "alive":
         assert {"cart": ["a book"]} == await content(browser)
     elif came == "expired":
-        next(iter(store._rows.values())).expires = 0.0
+        rewrite(store, expires=0.0)
     else:
         await store.revoke_all()
 

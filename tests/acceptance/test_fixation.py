@@ -245,7 +245,7 @@ async def test_an_attacker_who_is_first_gets_no_session_of_the_victims(
 async def overtake(attacker, store):
     """Regenerates through another process, where the store has no gate."""
     same = TroubledStore(clock=store._clock)
-    same._rows = store._rows
+    same._rows, same._locks = store._rows, store._locks
     tornado = {"entered": asyncio.Event(), "go_on": asyncio.Event()}
     tornado["go_on"].set()
     with serve(make_app(ROUTES, same, tornado=tornado)) as url:

@@ -20,6 +20,7 @@ from tests.factories import (
     load_session,
     make_app,
     make_manager,
+    rewrite,
     serve,
 )
 from tornado_compas_session import SessionMixin
@@ -178,7 +179,7 @@ async def test_what_the_table_shows_is_no_id(url, store):
     """A stolen hash, however written, with or without the handle, is no id (ID-7)."""
     await cookie_of(url, "ada")
     [row] = store._rows.values()
-    handle, digest = row.handle, row.secret_hash
+    handle, digest = row.record.handle, row.record.secret_hash
     ring = KeyRing([KEY])
     for value in (
         handle,
@@ -321,7 +322,7 @@ async def test_a_collision_draws_another_handle():
     owner["who"] = "ada"
     await owner.save()
     before = store._rows[taken]
-    secret = before.secret_hash
+    secret = before.record.secret_hash
     store.calls.clear()
 
     drawn = iter([taken, taken, free])
@@ -332,7 +333,7 @@ async def test_a_collision_draws_another_handle():
     assert 3 == store.calls.count("create")
     assert {taken, free} == set(store._rows)
     assert before is store._rows[taken]
-    assert ({"who": '"ada"'}, secret) == (before.data, before.secret_hash)
+    assert ({"who": '"ada"'}, secret) == (before.data, before.record.secret_hash)
 
 
 async def test_a_secret_opens_its_own_row_only():
@@ -346,7 +347,7 @@ async def test_a_secret_opens_its_own_row_only():
         session["who"] = who
         await session.save()
         sessions.append(session)
-    store._rows[str(sessions[0].handle)].secret_hash = hash_secret(new_secret())
+    rewrite(store, sessions[0].handle, secret_hash=hash_secret(new_secret()))
 
     for session, known in zip(sessions, (False, True), strict=True):
         line = f"{NAME}={session.handle}{secret}"

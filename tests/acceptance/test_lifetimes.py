@@ -288,7 +288,7 @@ async def test_the_cookie_and_the_row_agree(start, store, clock):
         assert b'{"n": 1}' == (await browser.get("/")).body
         [row] = store._rows.values()
         [cookie] = browser.jar.kept.values()
-        assert 0 <= row.expires - cookie.expires <= 100
+        assert 0 <= row.record.expires - cookie.expires <= 100
 
 
 async def test_a_renamed_cookie_is_read_and_moved(start, store):

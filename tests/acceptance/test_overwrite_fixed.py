@@ -114,5 +114,5 @@ async def test_a_stream_renews_as_any_other(start, store, clock, path):
         response = await browser.get(path)
         assert b"1" == response.body[-1:]
         [row] = store._rows.values()
-        assert (1000, 1) == (row.expires - clock.now, len(set_cookies(response)))
-        assert row.expires == ends(browser)
+        assert (1000, 1) == (row.record.expires - clock.now, len(set_cookies(response)))
+        assert row.record.expires == ends(browser)

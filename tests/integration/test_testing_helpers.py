@@ -194,7 +194,7 @@ def test_files_of_the_page_pass(tmp_path: Path) -> None:
 
 
 OWN_STORE = """
-import asyncio, dataclasses, json
+import asyncio, json
 import pytest
 from tornado_compas_session import MemorySessionStore
 from tornado_compas_session.core.types import SessionChange
@@ -280,9 +280,9 @@ FAULTS = {
     """,
     "keeps the former secret of another visitor": """
     def _turn(self, row, secret, change):
-        former = row.secret_hash
-        super()._turn(row, secret, change)
-        row.former_hash = former
+        former = row.record.secret_hash
+        row = super()._turn(row, secret, change)
+        return row._replace(record=row.record._replace(former_hash=former))
     """,
     "takes any secret for shown": """
     async def save(self, handle, epoch, change, **deadline):
@@ -292,12 +292,13 @@ FAULTS = {
     """,
     "signs in by a key of the data": """
     def _merge(self, row, change):
-        super()._merge(row, change)
-        row.user_id = json.loads(row.data.get("user_id", "null"))
+        row = super()._merge(row, change)
+        return row._replace(user_id=json.loads(row.data.get("user_id", "null")))
     """,
     "ends the session that signs in": """
     def _end_surplus(self, row, identity):
-        super()._end_surplus(dataclasses.replace(row, handle=""), identity)
+        nobody = row._replace(record=row.record._replace(handle=""))
+        super()._end_surplus(nobody, identity)
     """,
     "has no bound": """
     def _end_surplus(self, row, identity):
@@ -331,7 +332,7 @@ FAULTS = {
     "locks whatever the epoch": """
     def lock(self, handle, epoch, timeout):
         row = self._rows.get(handle)
-        return super().lock(handle, row.epoch if row else 0, timeout)
+        return super().lock(handle, row.record.epoch if row else 0, timeout)
     """,
     "waits where it should not": """
     def lock(self, handle, epoch, timeout):

@@ -202,7 +202,7 @@ async def test_the_first_showing_is_written(manager, store):
     await manager.commit(session)
     cookie = cookie_of(manager, session)
     [row] = store._rows.values()
-    assert row.shown is None
+    assert row.record.shown is None
     store.took()
     for calls in (["load", "renew"], ["load"]):
         session = await visit(manager, cookie)
@@ -210,7 +210,8 @@ async def test_the_first_showing_is_written(manager, store):
         assert calls == store.took()
         assert [] == manager.cookies(session)
 
-    assert row.shown is not None
+    [row] = store._rows.values()
+    assert row.record.shown is not None
 
 
 async def test_a_renewal_takes_the_data_along(manager, store, clock):
@@ -261,8 +262,12 @@ async def test_clearing_gives_a_new_id_where_somebody_was_signed_in(manager, sto
     await manager.commit(session)
     assert cookie != cookie_of(manager, session)
     [row] = store._rows.values()
-    assert (None, None, None) == (row.user_id, row.former_hash, row.authenticated)
-    assert 1 == row.epoch
+    assert (None, None, None) == (
+        row.user_id,
+        row.record.former_hash,
+        row.record.authenticated,
+    )
+    assert 1 == row.record.epoch
 
 
 # -- who the visitor is ----------------------------------------------------------------
@@ -278,9 +283,9 @@ async def test_signing_in_changes_everything_at_once(manager, store, clock):
 
     assert ("7", 1, None, clock.now) == (
         row.user_id,
-        row.epoch,
-        row.former_hash,
-        row.authenticated,
+        row.record.epoch,
+        row.record.former_hash,
+        row.record.authenticated,
     )
     assert session.is_fresh(0)
     assert session.life.record is not None
@@ -293,7 +298,7 @@ async def test_a_new_session_of_a_user(manager, store):
     await manager.commit(session)
     [row] = store._rows.values()
 
-    assert ("ada", 0) == (row.user_id, row.epoch)
+    assert ("ada", 0) == (row.user_id, row.record.epoch)
     assert session.auth_time is not None
 
 
@@ -306,7 +311,7 @@ async def test_the_same_user_is_no_change(manager, store, edit):
     await manager.commit(session)
 
     assert [] == manager.cookies(session)
-    assert [0] == [row.epoch for row in store._rows.values()]
+    assert [0] == [row.record.epoch for row in store._rows.values()]
 
 
 async def test_what_began_before_a_sign_in_ends_there(manager, store, clock):
@@ -561,7 +566,7 @@ async def test_another_user_who_comes_while_the_first_is_written(manager, store)
     await finished(store, task)
     [row] = store._rows.values()
 
-    assert ("8", 2) == (row.user_id, row.epoch)
+    assert ("8", 2) == (row.user_id, row.record.epoch)
     cookie = cookie_of(manager, session)
     assert {"a": 1, "user_id": 8} == await visit(manager, cookie)
 
@@ -719,7 +724,7 @@ async def test_a_sign_in_after_a_create_whose_reply_was_lost(manager, store):
     await manager.commit(session)
     [row] = store._rows.values()
 
-    assert ("7", 1) == (row.user_id, row.epoch)
+    assert ("7", 1) == (row.user_id, row.record.epoch)
     assert session == await visit(manager, cookie_of(manager, session))
 
 
@@ -795,7 +800,7 @@ async def test_a_regeneration_whose_reply_was_lost(
     assert again.life.current
     for one in (session, again):
         assert one.life.record is not None
-        assert row.epoch == one.life.record.epoch
+        assert row.record.epoch == one.life.record.epoch
     assert again.max_age == session.max_age
 
 
@@ -980,10 +985,11 @@ async def test_without_auto_commit_only_save_writes(store, clock):
     assert ["load", "regenerate"] == store.took()
     [row] = store._rows.values()
     assert [{"a": 1}] == store.rows()
-    assert (None, None, 0) == (row.user_id, row.own_idle, row.epoch)
+    assert (None, None, 0) == (row.user_id, row.record.own_idle, row.record.epoch)
     await session.save()
     assert [{"a": 2, "user_id": 7}] == store.rows()
-    assert 60 == row.own_idle
+    [row] = store._rows.values()
+    assert 60 == row.record.own_idle
     session.destroy()
     await manager.commit(session)
     assert [] == store.rows()

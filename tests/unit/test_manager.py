@@ -646,7 +646,7 @@ async def test_a_block_signs_in():
         session["user_id"] = 7
     [row] = store._rows.values()
 
-    assert ("7", 1) == (row.user_id, row.epoch)
+    assert ("7", 1) == (row.user_id, row.record.epoch)
     assert {} == await load_session(manager, [old])
     assert session == await load_session(manager, [cookie_of(manager, session)])
 

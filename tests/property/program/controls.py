@@ -62,7 +62,7 @@ def without_epoch(patch: pytest.MonkeyPatch) -> None:
 
     async def any_epoch(self: Any, handle: str, epoch: int) -> Any:
         row = self._live(handle)
-        return None if row is None else await unlocked(self, handle, row.epoch)
+        return None if row is None else await unlocked(self, handle, row.record.epoch)
 
     patch.setattr(MemorySessionStore, "_unlocked", any_epoch)
 
@@ -92,10 +92,10 @@ def with_former_secret_of_another_user(patch: pytest.MonkeyPatch) -> None:
     """The former secret is honoured for the grace whoever has signed in."""
     turn = MemorySessionStore._turn
 
-    def kept(self: Any, row: Any, secret: Any, change: Any) -> None:
-        former = row.secret_hash
-        turn(self, row, secret, change)
-        row.former_hash = former
+    def kept(self: Any, row: Any, secret: Any, change: Any) -> Any:
+        former = row.record.secret_hash
+        turned = turn(self, row, secret, change)
+        return turned._replace(record=turned.record._replace(former_hash=former))
 
     patch.setattr(MemorySessionStore, "_turn", kept)
 
