@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -151,7 +151,7 @@ class Nursery:
         files = list(dict.fromkeys(item.path for item in self._items.values()))
         _say(f"{len(self._items)} tests: which of them run which line?")
         children: dict[int, Path] = {}
-        for part in range(self._beside):
+        for part in range(min(self._beside, len(files))):
             mine = set(files[part :: self._beside])
             items = [item for item in self._items.values() if item.path in mine]
             target = self._folder / f"lines-{part}.json"
@@ -217,16 +217,20 @@ class Nursery:
         places = self._tests[mutant.path]
         if mutant.path == SQL:
             changed = _put_in_sql(mutant, self._folder)
-            return self._run(set().union(*(places[name] for name in changed)), mutant)
+            return self._run(mutant, set().union(*(places[name] for name in changed)))
         tree = mutant.make()
         assert isinstance(tree, ast.Module)
         if self._put_in(mutant.path, tree):
-            lines = set().union(*(places[str(line)] for line in mutant.lines))
-            return self._run(places[str(mutant.line)] or lines, mutant)
+            # Where an `await` has raised, the tracer does not see what follows.
+            others = set().union(*(places[str(line)] for line in mutant.lines))
+            return self._run(mutant, places[str(mutant.line)], others)
         return self._anew(mutant, ast.unparse(tree), set().union(*places.values()))
 
-    def _run(self, tests: set[str], mutant: Mutant) -> int:
-        chosen = [self._items[test] for test in self._quickest_first(tests)]
+    def _run(
+        self, mutant: Mutant, tests: Set[str], others: Set[str] = frozenset()
+    ) -> int:
+        names = [*self._quickest_first(tests), *self._quickest_first(others - tests)]
+        chosen = [self._items[name] for name in names]
         for item, after in pairwise([*chosen, None]):
             assert item is not None
             seconds = SECONDS + TIMES * self._seconds[item.nodeid]
@@ -238,7 +242,7 @@ class Nursery:
                 return 1
         return 0
 
-    def _quickest_first(self, tests: set[str]) -> list[str]:
+    def _quickest_first(self, tests: Set[str]) -> list[str]:
         return sorted(tests, key=lambda test: (self._seconds[test], test))
 
     def _fails(self, item: pytest.Item, after: pytest.Item | None) -> bool:

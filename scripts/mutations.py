@@ -14,7 +14,7 @@ class Mutant(NamedTuple):
 
     path: str
     line: int
-    #: Those of the statement that it is in.
+    #: Those of the function that it is in.
     lines: range
     #: The fault in a few words, the same in every run and whatever is around it.
     fault: str
@@ -63,7 +63,9 @@ def of_python(path: str, text: str) -> Iterator[Mutant]:
         for number, fault in enumerate(_faults(node)):
             line = getattr(node, "lineno", 0)
             make = partial(_with_fault, text, place, fault, number)
-            yield Mutant(path, line, lines[node], f"{fault}: {_short(node)}", make)
+            yield Mutant(
+                path, line, lines.get(node, range(0)), f"{fault}: {_short(node)}", make
+            )
 
 
 def _with_fault(text: str, place: int, fault: str, number: int) -> ast.Module:
@@ -74,14 +76,12 @@ def _with_fault(text: str, place: int, fault: str, number: int) -> ast.Module:
 
 
 def _lines(tree: ast.AST) -> dict[ast.AST, range]:
-    """For each node the lines of its statement, without the statements in that."""
+    """For each node the lines of the innermost function that it is in."""
     found: dict[ast.AST, range] = {}
-    for statement in ast.walk(tree):  # the outer ones first
-        if isinstance(statement, ast.stmt):
-            body = getattr(statement, "body", None)
-            last = body[0].lineno - 1 if body else statement.end_lineno or 0
-            lines = range(statement.lineno, max(statement.lineno, last) + 1)
-            found |= dict.fromkeys(ast.walk(statement), lines)
+    for function in ast.walk(tree):  # the outer ones first
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = range(function.lineno, (function.end_lineno or 0) + 1)
+            found |= dict.fromkeys(ast.walk(function), lines)
     return found
 
 
@@ -212,6 +212,7 @@ def of_sql(path: str, text: str) -> Iterator[Mutant]:
         if word in {"WHERE", "AND", "HAVING"} and not _is_range(words, index):
             begin, end = start + len(word), _end_of(words, index + 1, len(text))
             condition = text[begin:end].rstrip()
+            end = begin + len(condition)
             # Still there, so that its parameters keep their types.
             faulty = f"{text[:begin]} (TRUE OR ({condition})){text[end:]}"
             shown = " ".join(re.sub(r"--[^\n]*", "", condition).split())
