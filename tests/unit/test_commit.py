@@ -18,6 +18,7 @@ from tests.factories import (
 )
 from tornado_compas_session import (
     MemorySessionStore,
+    ResponseAlreadySent,
     Session,
     SessionDataError,
     SessionGone,
@@ -292,6 +293,11 @@ async def test_signing_in_changes_everything_at_once(manager, store, clock):
     assert (1, None) == (session.life.record.epoch, session.life.record.former_hash)
 
 
+def test_a_new_session_of_nobody(manager):
+    """The store is asked for no sign-in, which would count a user's sessions."""
+    assert next_of(manager, new(manager, a=1)).identity is None
+
+
 async def test_a_new_session_of_a_user(manager, store):
     """Signed in by its creation."""
     session = new(manager, user_id="ada")
@@ -374,6 +380,8 @@ async def test_a_sign_in_with_the_former_secret_is_refused(manager, store):
     former.update(user_id=7, b=2)
     with pytest.raises(SessionGone):
         await manager.commit(former)
+    former.destroy()  # there is nothing left that is its own to end
+    await manager.commit(former)
 
     assert [{"a": 1, "b": 1}] == store.rows()
     assert [] == manager.cookies(former)
@@ -668,6 +676,22 @@ async def test_what_was_planned_is_not_what_is_wanted_any_more(
     await manager.commit(session)
 
     assert rows == store.rows()
+
+
+@pytest.mark.parametrize("what", ["reload", "lock"])
+async def test_what_was_planned_is_over_once_the_row_was_read(manager, store, what):
+    """What is committed then is what the session is by then."""
+    session = await visit(manager, await started(manager))
+    session["a"] = 2
+    assert manager.pending(session)
+    if what == "reload":
+        await session.reload()
+    else:
+        async with session.lock():
+            session["a"] = 1
+    await manager.commit(session)
+
+    assert [{"a": 1}] == store.rows()
 
 
 async def test_two_saves_at_once_make_one_row(manager, store):
@@ -996,6 +1020,50 @@ async def test_without_auto_commit_only_save_writes(store, clock):
 
 
 # -- cookies that cannot reach the browser ---------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [Session.regenerate, lambda s: s.update(user_id=7)])
+async def test_a_new_id_after_the_headers(manager, edit):
+    """Asked for before they left, and not saved: the cookie cannot follow them."""
+    session = await visit(manager, await started(manager))
+    edit(session)
+    session.life.headers_left("the headers have left")
+    with pytest.raises(ResponseAlreadySent, match="the headers have left"):
+        next_of(manager, session)
+
+
+async def test_a_sign_in_whose_cookie_cannot_be_sent(manager, store, caplog):
+    """It is not made, as nobody would be signed in; one line says why."""
+    session = await visit(manager, await started(manager))
+    session.life.no_cookie("the cookie's path is another one")
+    session["user_id"] = 7
+    await manager.commit(session)
+
+    assert [{"a": 1}] == store.rows()
+    assert "the cookie's path is another one" in caplog.text
+
+
+async def test_a_sign_in_where_somebody_else_wrote_no_user(manager, store):
+    """What the row has cannot be compared; so it is another visitor."""
+    cookie = await started(manager)
+    [row] = store._rows.values()
+    row.data["user_id"] = "[1]"
+    session = await visit(manager, cookie)
+    session["user_id"] = 7
+
+    assert "7" == next_of(manager, session).identity.user_id
+
+
+async def test_one_new_id_for_each_request(manager, store):
+    """A second one, before the cookie of the first has left, is done at once."""
+    session = await visit(manager, await started(manager))
+    for verbs in (["regenerate"], []):
+        session.regenerate()
+        store.took()
+        await manager.commit(session)
+
+        assert verbs == store.took()
+        assert not session.modified
 
 
 async def test_what_cannot_reach_the_browser_is_not_made(manager, store, caplog):

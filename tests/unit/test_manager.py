@@ -444,7 +444,22 @@ async def test_reload_of_what_has_ended_or_is_another_visitors(user):
         await session.reload()
 
     assert {} == session
+    assert session.is_new
     assert [] == manager.cookies(session)
+
+
+async def test_reload_takes_the_times_of_the_row():
+    """A session that another request has renewed lives as long here."""
+    clock = Clock()
+    manager = make_manager(MemorySessionStore(clock=clock))
+    cookie, session = await started(manager)
+    clock.now += 60
+    other = await load_session(manager, [cookie])
+    await manager.commit(other)
+    assert session.expires != other.expires
+    await session.reload()
+
+    assert session.expires == other.expires
 
 
 async def test_a_socket_is_closed_when_its_session_is_no_more_its_own():
@@ -515,6 +530,65 @@ async def test_an_increment_takes_what_was_set_before_along():
     assert {"n": "8"} == row.data
 
 
+async def test_an_increment_is_known_to_be_saved():
+    """Of a key that this request has set before as well."""
+    _, session = await started(make_manager(), n=1)
+    session["n"] = 10
+    assert 11 == await session.increment("n")
+
+    assert not session.modified
+
+
+async def test_an_increment_saves_what_was_set_before_without_auto_commit():
+    """The sum is of what the handler sees."""
+    manager = make_manager(auto_commit=False)
+    session = manager.session()
+    session["n"] = 1
+    await session.save()
+    session["n"] = 10
+    assert 11 == await session.increment("n")
+
+
+async def test_an_increment_renews():
+    """It is a use of the session, and no other write follows for that."""
+    clock = Clock()
+    store = CountingStore(clock=clock)
+    manager = make_manager(store)
+    cookie, _ = await started(manager)
+    clock.now += 60
+    session = await load_session(manager, [cookie])
+    before = session.expires
+    store.calls.clear()
+    assert manager.pending(session)
+    await session.increment("n")
+    await manager.commit(session)
+
+    assert ["increment"] == store.calls
+    assert before is not None
+    assert session.expires is not None
+    assert 60 == (session.expires - before).total_seconds()
+
+
+@pytest.mark.parametrize("key", ["\0", "\ud800", 7])
+async def test_an_increment_of_what_is_no_key(key):
+    """As where it is set: refused before anything is sent."""
+    store = CountingStore()
+    _, session = await started(make_manager(store))
+    store.calls.clear()
+    with pytest.raises(SessionDataError, match="key"):
+        await session.increment(key)
+
+    assert [] == store.calls
+
+
+async def test_an_increment_after_the_end_of_the_request():
+    """As any other change."""
+    _, session = await started(make_manager())
+    session.life.finish("the response has been sent")
+    with pytest.raises(ResponseAlreadySent, match="has been sent"):
+        await session.increment("n")
+
+
 async def test_an_increment_in_a_new_session_is_a_change():
     """Saved at the end; and so it is inside of `lock()`."""
     store = CountingStore()
@@ -565,6 +639,8 @@ async def test_an_increment_of_what_is_gone():
     for one in (session, stranger):
         with pytest.raises(SessionGone):
             await one.increment("n")
+        assert {} == one
+        assert one.is_new
     assert {"a": 1, "user_id": 7} == await load_session(
         manager, [cookie_of(manager, other)]
     )
@@ -619,6 +695,76 @@ async def test_a_block_is_saved_at_its_end_or_not_at_all():
 
     assert {"n": 3, "before": 1} == await load_session(manager, [cookie])
     assert [] == manager.cookies(session)
+
+
+async def test_what_was_changed_before_a_block_goes_into_it():
+    """Set, removed, replaced, a lifetime: put on the row as it is then, and saved."""
+    manager = make_manager()
+    cookie, session = await started(manager, a=1, b=1)
+    other = await load_session(manager, [cookie])
+    other.update(a=2, d=1)
+    await manager.commit(other)
+    session["c"] = 1
+    del session["b"]
+    session.max_age = 60
+    async with session.lock():
+        assert {"a": 2, "c": 1, "d": 1} == session
+        assert 60 == session.max_age
+    again = await load_session(manager, [cookie])
+    assert {"a": 2, "c": 1, "d": 1} == again
+    assert 60 == again.max_age
+    session.replace({"e": 1})
+    async with session.lock():
+        assert {"e": 1} == session
+
+    assert {"e": 1} == await load_session(manager, [cookie])
+
+
+async def test_a_block_has_the_times_of_the_row():
+    """A lifetime that another request has set, and when it ends now."""
+    manager = make_manager()
+    cookie, other = await started(manager)
+    other.max_age = 60
+    await manager.commit(other)
+    session = await load_session(manager, [cookie])
+    other.max_age = 120
+    await manager.commit(other)
+    async with session.lock():
+        assert 120 == session.max_age
+        assert session.expires == other.expires
+
+
+async def test_a_block_of_a_new_session_is_saved_without_auto_commit():
+    """As that of any other."""
+    store = MemorySessionStore()
+    session = make_manager(store, auto_commit=False).session()
+    async with session.lock():
+        session["a"] = 1
+
+    assert 1 == len(store)
+    assert not session.modified
+
+
+async def test_a_session_that_was_made_before_its_block_failed():
+    """What the row has, the session has."""
+    store = TroubledStore()
+    session = make_manager(store).session()
+
+    async def block() -> None:
+        async with session.lock():
+            session["a"] = 1
+
+    store.gate.clear()
+    task = asyncio.ensure_future(block())
+    async with asyncio.timeout(10):
+        await store.writing.wait()
+        session["b"] = object()
+        store.gate.set()
+        with pytest.raises(SessionDataError):
+            await task
+
+    assert 1 == session["a"]
+    assert not session.is_new
 
 
 async def test_a_block_of_a_new_session_is_undone():
@@ -678,6 +824,7 @@ async def test_a_lock_on_what_is_gone():
             async with one.lock():
                 pytest.fail("inside of the block")
         assert {} == one
+        assert one.is_new
 
 
 async def test_a_lock_that_does_not_come():
@@ -763,6 +910,22 @@ async def test_devices_and_ending_the_others():
     for cookie, _ in others:
         assert (await load_session(manager, [cookie])).is_new
     assert 1 == len(await somebody.devices())
+
+
+async def test_ending_the_others_saves_a_sign_in_first():
+    """And writes nothing where there is nothing to save."""
+    store = CountingStore()
+    manager = make_manager(store)
+    _, session = await started(manager)
+    session["user_id"] = 7
+    store.calls.clear()
+    assert 0 == await session.end_others()
+    assert ["regenerate"] == store.calls
+    again = await load_session(manager, [cookie_of(manager, session)])
+    store.calls.clear()
+    assert 0 == await again.end_others()
+
+    assert [] == store.calls
 
 
 async def test_nobody_has_no_devices():
