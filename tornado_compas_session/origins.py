@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from tornado_compas_session.exceptions import SettingsError
 
-__all__ = ["Origins", "parse_origins"]
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _HOST = re.compile(rf"(?P<host>{_LABEL}(\.{_LABEL})*|\[[0-9a-f:.]+\])(:(?P<port>.*))?")

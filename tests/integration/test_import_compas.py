@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import psycopg
 import pytest
 
 from tornado_compas_session import PostgresSessionStore, SettingsError
-from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.compas_import import (
     Outcome,
     count_live,
     import_compas,
 )
+from tornado_compas_session.tools.database import opened
 
 # As in Compas's migration of sessions, but for the extension that makes its uuids.
 COMPAS = """
@@ -40,17 +37,6 @@ VALUES (now() - interval '1 second', '{"user_id": 3, "n": -1}'),
 """
 
 
-@asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[AsyncpgPool]:
-    pool = AsyncpgPool(
-        await open_pool(dsn, min_size=0, max_size=1, timeout=30), timeout=30
-    )
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
 @pytest.fixture
 def compas(database: str) -> str:
     """A database with both tables, Compas's one filled."""
@@ -62,7 +48,7 @@ def compas(database: str) -> str:
 async def test_live_rows_are_copied_without_compas_own_keys(compas: str) -> None:
     """Expired and empty ones stay behind, and so does what begins with `_`."""
     seen: list[int] = []
-    async with opened(compas) as pool:
+    async with opened(compas, 30) as pool:
         assert 2503 == await count_live(pool)
         outcome = await import_compas(pool, batch=1000, progress=seen.append)
 
@@ -82,7 +68,7 @@ async def test_live_rows_are_copied_without_compas_own_keys(compas: str) -> None
 
 async def test_second_import_changes_nothing(compas: str) -> None:
     """What is there already is left as it is, however it has changed since."""
-    async with opened(compas) as pool:
+    async with opened(compas, 30) as pool:
         await import_compas(pool)
         with psycopg.connect(compas) as connection:
             connection.execute("UPDATE compas_session SET data = data || '{\"n\": 0}'")
@@ -98,7 +84,7 @@ async def test_second_import_changes_nothing(compas: str) -> None:
 
 async def test_imported_sessions_are_found_and_ended_by_user(compas: str) -> None:
     """Lists and revocation go on from where Compas was."""
-    async with opened(compas) as pool:
+    async with opened(compas, 30) as pool:
         await import_compas(pool)
         store = PostgresSessionStore(pool)
 
@@ -108,7 +94,7 @@ async def test_imported_sessions_are_found_and_ended_by_user(compas: str) -> Non
 
 async def test_ids_are_not_copied(compas: str) -> None:
     """No id of Compas's is anywhere in the table, nor opens anything there."""
-    async with opened(compas) as pool:
+    async with opened(compas, 30) as pool:
         await import_compas(pool)
     with psycopg.connect(compas) as connection:
         [row] = connection.execute(
@@ -144,7 +130,7 @@ async def test_users_are_those_that_a_session_can_have(compas: str) -> None:
                 " interval '1 day', jsonb_build_object('user_id', %s::jsonb))",
                 (user,),
             )
-    async with opened(compas) as pool:
+    async with opened(compas, 30) as pool:
         await import_compas(pool)
     with psycopg.connect(compas) as connection:
         rows = connection.execute(
@@ -160,15 +146,15 @@ async def test_users_are_those_that_a_session_can_have(compas: str) -> None:
     ("table", "complaint"),
     [
         ("nothing_here", "no table nothing_here"),
-        ("compas_session", "lacks expires, id"),
-        ('session"; DROP TABLE compas_session; --', "is no name of a table"),
+        ("compas_session", "lacks createdAt, expires, id, updatedAt"),
+        ('session"; DROP TABLE compas_session; --', 'no table session"; DROP'),
     ],
 )
 async def test_other_tables_are_refused(
     table: str, complaint: str, database: str
 ) -> None:
     """A name that is none, a table that is absent, or one of another shape."""
-    async with opened(database) as pool:
+    async with opened(database, 30) as pool:
         with pytest.raises(SettingsError, match=complaint):
             await import_compas(pool, table)
 

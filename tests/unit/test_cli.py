@@ -243,7 +243,7 @@ def test_no_variable_says_which_sessions_end(
     with pytest.raises(SystemExit) as misused:
         main(["revoke", "--database-url", NOBODY])
     assert 2 == misused.value.code
-    assert "HANDLE --handle --user --all is required" in capsys.readouterr().err
+    assert "--handle --user --all is required" in capsys.readouterr().err
 
 
 def test_ending_all_sessions_needs_a_yes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,16 +255,16 @@ def test_ending_all_sessions_needs_a_yes(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ["abcdefghijkl"],
-        ["-bcdefghijkl"],
-        ["--", "--cdefghijkl"],
+        ["--handle", "abcdefghijkl"],
+        ["--handle", "-bcdefghijkl"],
         ["--handle", "--cdefghijkl"],
+        ["--handle", "-hvdefghijkl"],
         ["--handle=-bcdefghijkl"],
     ],
 )
 def test_handles_that_look_like_flags(words: list[str]) -> None:
     """Handles can be pasted as they are, a hyphen in front included."""
-    found = cli.parser().parse_args(cli._marked(["revoke", *words]))
+    found = cli.parser().parse_args(cli._joined(["revoke", *words]))
 
     assert words[-1].removeprefix("--handle=") == found.handle
     assert found.user is None

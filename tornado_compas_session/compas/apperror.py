@@ -14,8 +14,6 @@ from tornado.web import HTTPError, RequestHandler
 from tornado_compas_session.exceptions import SessionGone, StoreError
 from tornado_compas_session.settings import PRODUCTION
 
-__all__ = ["AppError", "AppErrorMixin"]
-
 _INTERNAL = "error.server.internal"
 _KEYS = {
     404: "error.server.notFound",

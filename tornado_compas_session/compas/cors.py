@@ -12,8 +12,6 @@ from tornado_compas_session.origins import Origins
 from tornado_compas_session.settings import ORIGINS
 from tornado_compas_session.web.caching import vary
 
-__all__ = ["CorsMixin"]
-
 logger = logging.getLogger("tornado_compas_session")
 
 _NOBODY = Origins()

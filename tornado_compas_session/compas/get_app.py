@@ -33,8 +33,6 @@ from tornado_compas_session.settings import (
 from tornado_compas_session.stores.cleaner import cleaner_of
 from tornado_compas_session.web.wiring import session_settings
 
-__all__ = ["get_app", "install"]
-
 #: What is for `session_settings`; Tornado's `Application` takes whatever else there is.
 _FOR_SESSIONS = {*OPTIONS, *inspect.signature(session_settings).parameters}
 

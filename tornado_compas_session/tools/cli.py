@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,9 +24,6 @@ from tornado_compas_session.tools.terminal import report_failure, say
 
 PROGRAM = "tornado-compas-session"
 
-#: A handle that looks like a flag; there is no flag that looks like a handle.
-_HYPHENED = re.compile(r"-[A-Za-z0-9_][A-Za-z0-9_-]{10}")
-
 Command = Callable[[argparse.Namespace], Awaitable[int | None]]
 
 
@@ -38,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A failure is one sentence on stderr with its causes, without any password; the
     traceback comes with `-v`. Misuse ends by `SystemExit(2)`, as argparse does it.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser().parse_args(_marked(words) if "revoke" in words[:1] else words)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args(_joined(words))
     try:
         with _logging(arguments.verbose):
             return asyncio.run(arguments.command(arguments)) or 0
@@ -155,39 +151,26 @@ def parser() -> argparse.ArgumentParser:
 def _whom(made: argparse.ArgumentParser) -> None:
     """Which sessions end is said on the command line; no variable can mean it."""
     which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "handle",
-        nargs="?",
-        default=argparse.SUPPRESS,
-        metavar="HANDLE",
-        help="the session with this handle; if it begins with two hyphens, "
-        "put -- before it",
-    )
-    which.add_argument("--handle", metavar="HANDLE", help="the same")
+    which.add_argument("--handle", metavar="HANDLE", help="the session of this handle")
     which.add_argument("--user", metavar="USER", help="all sessions of a user")
-    which.add_argument(
-        "--all",
-        action="store_true",
-        help="every session there is: all visitors are signed out; asks first",
-    )
+    about = "every session there is: all visitors are signed out; asks first"
+    which.add_argument("--all", action="store_true", help=about)
     made.add_argument("--yes", action="store_true", help="don't ask before --all")
 
 
-def _marked(words: list[str]) -> list[str]:
+def _joined(words: Sequence[str]) -> list[str]:
     """
-    The arguments of `revoke`, none of which argparse takes for a flag that is none.
+    `--handle -x` as `--handle=-x`: argparse would take `-x` for a flag.
 
     One handle in 64 begins with a hyphen, and a user may.
     """
-    marked: list[str] = []
+    joined: list[str] = []
     for word in words:
-        if marked and marked[-1] in {"--handle", "--user"}:
-            marked[-1] += f"={word}"
-        elif _HYPHENED.fullmatch(word) and "--" not in marked:
-            marked.append(f"--handle={word}")
+        if joined and joined[-1] in {"--handle", "--user"}:
+            joined[-1] += f"={word}"
         else:
-            marked.append(word)
-    return marked
+            joined.append(word)
+    return joined
 
 
 async def _completion(

@@ -100,7 +100,7 @@ async def sessions(arguments: Arguments) -> None:
         rows = [_described(info, between=" ") for info in found]
         columns = [name.replace("_", " ") for name in rows[0]]
         print_table(columns, [[cell or "" for cell in row.values()] for row in rows])
-        say("to end one: tornado-compas-session revoke HANDLE")
+        say("to end one: tornado-compas-session revoke --handle HANDLE")
     else:
         say("this user has no live sessions")
 

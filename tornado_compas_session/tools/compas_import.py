@@ -8,20 +8,21 @@ counts and what support staff look up go on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from tornado_compas_session.core.protocols import Pool
 from tornado_compas_session.exceptions import SettingsError
-from tornado_compas_session.stores.pools.queries import Statement, compile_statement
+from tornado_compas_session.stores.pools.queries import compile_statement
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
-
-_COLUMNS = compile_statement(
-    "compas_columns",
-    "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
-    " WHERE attrelid = to_regclass(:name::text) AND attnum > 0 AND NOT attisdropped",
+# The name as it has to be written, and what Compas's table has and this one lacks.
+_TABLE = compile_statement(
+    "compas_table",
+    "SELECT t.oid::regclass::text,"
+    " ARRAY(SELECT unnest('{id,expires,data,createdAt,updatedAt}'::text[]) EXCEPT"
+    "       SELECT attname FROM pg_attribute WHERE attrelid = t.oid ORDER BY 1)"
+    " FROM (SELECT to_regclass(string_agg(quote_ident(part), '.'))::oid AS oid"
+    "         FROM unnest(string_to_array(:name::text, '.')) AS part) AS t",
 )
 
 # Not in queries.sql: the names of a foreign table are part of the text. The handle is
@@ -29,14 +30,14 @@ _COLUMNS = compile_statement(
 _LIVE = """SELECT count(*) FROM {table} WHERE "expires" > now()"""
 _COPY = """
   WITH page AS MATERIALIZED (
-       SELECT "id", "expires", {created} AS created, {updated} AS updated,
+       SELECT "id", "expires", "createdAt" AS created, "updatedAt" AS updated,
               CASE WHEN jsonb_typeof("data"::jsonb) = 'object' THEN (
                    SELECT coalesce(jsonb_object_agg(e.key, e.value), '{{}}')
                      FROM jsonb_each("data"::jsonb) AS e
                     WHERE left(e.key, 1) <> '_')
               ELSE '{{}}' END AS data
          FROM {table}
-        WHERE "expires" > now() AND (:after::text IS NULL OR "id" > :after::text::{id})
+        WHERE "expires" > now() AND (:after::text IS NULL OR "id" > :after::text::uuid)
         ORDER BY "id" LIMIT :limit::integer),
        made AS (
        INSERT INTO compas_session
@@ -74,9 +75,8 @@ class Outcome(NamedTuple):
 
 async def count_live(pool: Pool, table: str = "session") -> int:
     """How many rows an import would read."""
-    await _columns(pool, table)
-    statement = compile_statement("compas_live", _LIVE.format(table=_quoted(table)))
-    return int((await pool.fetch(statement))[0][0])
+    sql = _LIVE.format(table=await _found(pool, table))
+    return int((await pool.fetch(compile_statement("compas_live", sql)))[0][0])
 
 
 async def import_compas(
@@ -93,7 +93,8 @@ async def import_compas(
     is there already is not touched. Raises `SettingsError` if `table` is not a table
     as Compas makes it.
     """
-    statement = await _copy_statement(pool, table)
+    sql = _COPY.format(table=await _found(pool, table))
+    statement = compile_statement("compas_copy", sql)
     copied = seen = empty = 0
     after: str | None = None
     while True:
@@ -105,32 +106,12 @@ async def import_compas(
             return Outcome(copied, seen - copied - empty, empty)
 
 
-async def _copy_statement(pool: Pool, table: str) -> Statement:
-    columns = await _columns(pool, table)
-    sql = _COPY.format(
-        table=_quoted(table),
-        id=columns["id"],
-        created='"createdAt"' if "createdAt" in columns else "now()",
-        updated='"updatedAt"' if "updatedAt" in columns else "now()",
-    )
-    return compile_statement("compas_copy", sql)
-
-
-async def _columns(pool: Pool, table: str) -> dict[str, str]:
-    columns: dict[str, str] = dict(await pool.fetch(_COLUMNS, name=_quoted(table)))
-    if not columns:
+async def _found(pool: Pool, table: str) -> str:
+    [(name, missing)] = await pool.fetch(_TABLE, name=table)
+    if name is None:
         raise SettingsError(f"this database has no table {table}; name it with --table")
-    missing = {"id", "expires", "data"} - columns.keys()
     if missing:
         raise SettingsError(
-            f"the table {table} is not Compas's: it lacks {', '.join(sorted(missing))}"
+            f"the table {table} is not Compas's: it lacks {', '.join(missing)}"
         )
-    return columns
-
-
-def _quoted(table: str) -> str:
-    """`name` or `schema.name`, as an identifier and nothing else."""
-    parts = table.split(".")
-    if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
-        raise SettingsError(f"{table!r} is no name of a table")
-    return ".".join(f'"{part}"' for part in parts)
+    return str(name)
