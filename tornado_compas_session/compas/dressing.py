@@ -68,13 +68,11 @@ def _dressed(
         for name in vars(mixin).keys() - _COOPERATIVE
         if not name.startswith("_") and _is_users(handler, name)
     }
-    own["__module__"] = handler.__module__
-    own["__qualname__"] = handler.__qualname__
-    own["__doc__"] = handler.__doc__
+    for name in ("__module__", "__qualname__", "__doc__"):
+        own[name] = getattr(handler, name)
+    bases = (_Unannounced, *missing, handler)
     made: type[RequestHandler] = types.new_class(
-        handler.__name__,
-        (_Unannounced, *missing, handler),
-        exec_body=lambda space: space.update(own),
+        handler.__name__, bases, exec_body=lambda space: space.update(own)
     )
     return made
 
@@ -93,11 +91,10 @@ class DefaultHeadersMixin(RequestHandler):
         headers: Mapping[str, str | None] = self.settings[HEADERS]
         for name, value in headers.items():
             # HSTS is for https only (RFC 6797, section 7.2).
+            hsts = name.lower() == "strict-transport-security"
             if value is None:
                 self.clear_header(name)
-            elif name.lower() != "strict-transport-security" or (
-                self.request.protocol == "https"
-            ):
+            elif not hsts or self.request.protocol == "https":
                 self.set_header(name, value)
         super().set_default_headers()
 

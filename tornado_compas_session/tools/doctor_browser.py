@@ -56,7 +56,8 @@ async def _visit(
     elif name is None and not browser.jar.refused:
         problem = "no-cookie" if first.code < 300 else "page-status"
         request = f"{method} {url}"
-        yield found(problem, request=request, status=first.code, key=key)
+        wanted = key or "of a session"
+        yield found(problem, request=request, status=first.code, key=wanted)
     if name is None:
         return
     second = await ask()
