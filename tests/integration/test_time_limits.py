@@ -140,7 +140,7 @@ async def test_without_the_cancellation_it_would_be(
         "asyncpg.connect_utils._cancel",
         "psycopg.AsyncConnection.cancel_safe",
         "tornado_compas_session.stores.pools.psycopg.cancel",  # on an old libpq
-        "tornado_compas_session.stores.pools.momoko._cancel",
+        "tornado_compas_session.stores.pools.momoko.cancel",
     ):
         monkeypatch.setattr(place, nothing)
     pool = await make_pool(kept)

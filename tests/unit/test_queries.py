@@ -14,7 +14,7 @@ from tornado_compas_session.stores.pools.queries import (
 
 
 def test_parameters_are_numbered_as_they_come():
-    """A name that comes twice is one parameter for `$1`, and two places for `%s`."""
+    """A name that comes twice is one parameter."""
     statement = compile_statement(
         "x", "SELECT :b::int, :a::text -- and :c\n WHERE x = :b AND y LIKE '50%';"
     )
@@ -22,11 +22,10 @@ def test_parameters_are_numbered_as_they_come():
     assert "SELECT $1::int, $2::text WHERE x = $1 AND y LIKE '50%'" == (
         statement.numbered
     )
-    assert "SELECT %s::int, %s::text WHERE x = %s AND y LIKE '50%%'" == (
-        statement.formatted
+    assert "SELECT %(b)s::int, %(a)s::text WHERE x = %(b)s AND y LIKE '50%%'" == (
+        statement.named
     )
     assert ("b", "a") == statement.parameters
-    assert ["B", "A", "B"] == statement.spread(("B", "A"))
 
 
 def test_a_cast_is_no_parameter():
@@ -42,7 +41,7 @@ def test_every_statement_is_complete(name):
     assert ";" not in statement.numbered
     assert "@" not in re.sub(r"[<>]@", "", statement.numbered)
     assert not re.search(r"(?<!:):[a-z]", statement.numbered)
-    assert len(statement.order) == statement.formatted.count("%s")
+    assert set(statement.parameters) == set(re.findall(r"%\((\w+)\)s", statement.named))
 
 
 def test_only_creating_inserts_and_it_never_overwrites():

@@ -102,7 +102,7 @@ async def migrate(database: Any) -> list[str]:
             return await migrate(own)
         finally:
             await own.close()
-    pool: Pool = as_pool(database)
+    pool: Pool = as_pool(database, timeout=60)
     names = []
     async with pool.transaction() as connection:
         await connection.run_script(_LOCK)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -18,21 +15,28 @@ from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     SettingsError,
-    StoreError,
     StoreUnavailable,
 )
 from tornado_compas_session.stores.pools import errors
 from tornado_compas_session.stores.pools.base import (
+    IS_SERVERS,
+    NOT_SERVERS,
     DriverConnection,
     DriverPool,
+    Loop,
     logger,
-    warn_of_pgbouncer,
 )
-from tornado_compas_session.stores.pools.dsn import addresses, read_dsn
+from tornado_compas_session.stores.pools.dsn import read_dsn, target_of
 from tornado_compas_session.stores.pools.limits import GRACE
 from tornado_compas_session.stores.pools.queries import Statement
 
-_PID = "SELECT pg_backend_pid()"
+_RAISED = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    ValueError,
+)
 
 
 async def _no_reset(connection: Any) -> None:
@@ -57,22 +61,25 @@ async def open_pool(
 
     async def connect(*args: Any, **options: Any) -> Any:
         nonlocal prepares
-        if not prepares:
-            # Until it is known: behind an old PgBouncer they mix up other statements.
+        if prepares is False:
             options["statement_cache_size"] = 0
         connection = await asyncpg.connect(*args, **options)
         if prepares is None:
             try:
-                proxied = await _is_proxied(connection, timeout)
+                pid = connection.get_server_pid()
+                tag = await connection.execute(IS_SERVERS.format(pid))
             except BaseException:
                 connection.terminate()
                 raise
-            if proxied and prepares is None:  # another one may have said it meanwhile
-                logger.info("a PgBouncer was noticed: sessions do without prepared SQL")
-            prepares = not proxied
-            if prepares:
+            if tag == NOT_SERVERS:
+                if prepares is None:  # else another one has said it meanwhile
+                    logger.info(
+                        "a PgBouncer was noticed: sessions do without prepared SQL"
+                    )
+                prepares = False
                 await connection.close()
-                return await connect(*args, **options | {"statement_cache_size": 100})
+                return await connect(*args, **options)
+            prepares = True
         _watch_link(connection, timeout, about.link)
         return connection
 
@@ -85,19 +92,6 @@ async def open_pool(
         reset=_no_reset,
         **{"timeout": timeout, **about.options},
     )
-
-
-async def _is_proxied(connection: Any, timeout: float) -> bool:
-    """A PgBouncer tells a pid of its own at the start, and not the server's."""
-    pid = await connection.fetchval(_PID, timeout=timeout)
-    return bool(connection.get_server_pid() != pid)
-
-
-def _is_closed(connection: Any) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # it broke, and the pool has taken it back
-        return True
 
 
 def _watch_link(connection: Any, timeout: float, wanted: Mapping[str, int]) -> None:
@@ -122,7 +116,7 @@ def _watch_link(connection: Any, timeout: float, wanted: Mapping[str, int]) -> N
 
 class AsyncpgPool(DriverPool):
     """
-    A `Pool` over an asyncpg pool: maps its errors, and limits its waits.
+    A `Pool` over an asyncpg pool.
 
     Taking a connection and giving it back costs more than a short statement does. So
     a few are kept for the next calls, never more than half of the pool; each goes back
@@ -131,10 +125,12 @@ class AsyncpgPool(DriverPool):
 
     keep_seconds = 1.0
     keep_most = 4
+    way_out = "pass statement_cache_size=0 to asyncpg.create_pool"
 
     def __init__(self, pool: asyncpg.Pool[Any], *, timeout: float) -> None:
         size = int(pool.get_max_size())
-        super().__init__(size, timeout, lambda: getattr(pool, "_loop", None))
+        loop: Loop | None = getattr(pool, "_loop", None)
+        super().__init__(size, timeout, _target(pool), lambda: loop)
         self._pool = pool
         self._kept: list[_Connection] = []
         self._keeps = min(self.keep_most, size // 2)
@@ -143,8 +139,11 @@ class AsyncpgPool(DriverPool):
     @property
     def in_use(self) -> int:
         """How many of them are in use now."""
-        pool = self._pool
-        return int(pool.get_size() - pool.get_idle_size()) - len(self._kept)
+        return self._taken - len(self._kept)
+
+    @property
+    def _taken(self) -> int:
+        return int(self._pool.get_size() - self._pool.get_idle_size())
 
     async def close(self) -> None:
         """Closes the pool; connections that do not come back in time are cut."""
@@ -152,91 +151,55 @@ class AsyncpgPool(DriverPool):
         self._keeps = 0
         self._return_kept()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
 
-    async def _take(self, until: float) -> DriverConnection:
+    async def _take(self, until: float) -> _Connection:
         while self._kept:
             kept = self._kept.pop()
-            if not _is_closed(kept.driver):
+            if not kept.is_closed:
                 return kept
         if self._pool.is_closing():
             raise StoreUnavailable(errors.CLOSED)
-        with _translated, self._connecting():
+        try:
             async with asyncio.timeout_at(until):
-                return _Connection(await self._pool.acquire(), self._timeout)
-
-    async def _give_back(
-        self, connection: _Connection, error: BaseException | None = None
-    ) -> None:
-        if error is not None or not self._keep(connection):
-            await super()._give_back(connection, error)
+                return _Connection(self, await self._pool.acquire())
+        except TimeoutError:
+            if self._taken >= self.size:
+                raise self.none_free() from None
+            raise self.unreachable("no answer in time") from None
+        except asyncpg.PostgresError as error:
+            ours = errors.ours(error)
+            if isinstance(ours, ConnectionLost):  # it never was one
+                ours = self.unreachable(str(ours))
+            raise ours from None
+        except (*_RAISED, OverflowError) as error:
+            raise self.unreachable(errors.reason_of(error)) from None
 
     async def _put(self, connection: _Connection, error: BaseException | None) -> None:
-        driver = connection.driver
-        if error is not None and connection.began:
-            try:
-                with _translated:
-                    async with asyncio.timeout(GRACE):
-                        # Once what was cancelled has ended; whether that was a BEGIN, a
-                        # COMMIT or anything between.
-                        await driver.execute("ROLLBACK")
-            except (StoreError, asyncio.CancelledError):
-                # Nobody cancels us: asyncpg before 0.31 says so of a former one.
-                with suppress(asyncpg.InterfaceError):  # the pool has taken it back
-                    driver.terminate()
         # asyncpg waits so long for the end of what was cancelled, and else closes it.
-        seconds = self._timeout if error is None else GRACE
-        try:
-            with _translated:
-                await self._pool.release(driver, timeout=seconds)
-        except ConnectionLost:
-            await self._lost(connection.age)
-        except StoreError:
-            pass
+        seconds = self.timeout if error is None else GRACE
+        with suppress(*_RAISED):  # it has been ended
+            await self._pool.release(connection.driver, timeout=seconds)
 
     async def _drop(self) -> None:
         await self._pool.expire_connections()
         self._return_kept()
 
-    @contextmanager
-    def _connecting(self) -> Iterator[None]:
-        """Says which connection was not to be had, and why."""
-        pool = self._pool
-        try:
-            yield
-        except TimeoutError:
-            if pool.get_size() - pool.get_idle_size() >= self.size:
-                raise errors.none_free(self.size) from None
-            raise self.unreachable("no answer in time") from None
-        except asyncpg.PostgresError as error:
-            ours = _error(error)
-            if isinstance(ours, ConnectionLost):  # it never was one
-                raise self.unreachable(str(ours)) from None
-            raise ours from None
-        except asyncpg.TargetServerAttributeNotMatched:
-            raise self.unreachable("no server of the wanted kind") from None
-        except (OSError, OverflowError, ValueError) as error:
-            raise self.unreachable(_reason(error)) from None
-
-    def _target(self) -> tuple[str, str | None]:
-        return _target(self._pool)
-
     def _keep(self, connection: _Connection) -> bool:
-        """Whether it stays for the next call, instead of going back to the pool."""
-        loop = asyncio.get_running_loop()
         until = connection.since + self.keep_seconds
         if (
             len(self._kept) >= self._keeps
-            or connection.age != self._age
-            or loop.time() >= until
+            or connection.age != self.age
+            or asyncio.get_running_loop().time() >= until
         ):
             return False
         connection.began = False
         self._kept.append(connection)
         if self._timer is None:
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_at(until, self._return_kept)
         return True
 
@@ -248,138 +211,78 @@ class AsyncpgPool(DriverPool):
         for connection in kept:
             self.start(self._put(connection, None))
 
-    async def _check(self, connection: _Connection, seconds: float) -> None:
-        config = getattr(connection.driver, "_config", None)
-        if not getattr(config, "statement_cache_size", 0):
-            return
-        try:
-            with _translated:
-                proxied = await _is_proxied(connection.driver, seconds)
-        except StoreUnavailable:
-            raise
-        except StoreError:
-            proxied = True  # the question itself was mixed up
-        if proxied:
-            warn_of_pgbouncer(
-                "asyncpg", "pass statement_cache_size=0 to asyncpg.create_pool"
-            )
-
 
 class _Connection(DriverConnection):
+    """asyncpg itself ends on the server what is cancelled, or too late."""
+
     #: Whether it is a transaction's.
     began = False
 
-    def __init__(self, driver: Any, timeout: float) -> None:
-        super().__init__(driver, timeout)
+    def __init__(self, pool: DriverPool, driver: Any) -> None:
+        super().__init__(pool, driver)
         self.since = asyncio.get_running_loop().time()
+        config = getattr(driver, "_config", None)
+        if getattr(config, "statement_cache_size", 0):
+            self.pid = driver.get_server_pid()
+
+    @property
+    def is_closed(self) -> bool:
+        try:
+            return bool(self.driver.is_closed())
+        except asyncpg.InterfaceError:  # it broke, and the pool has taken it back
+            return True
 
     async def ask(
-        self, statement: Statement, values: list[Any], seconds: float
+        self, statement: Statement, values: dict[str, Any], seconds: float
     ) -> Sequence[Row]:
+        given = [values[name] for name in statement.parameters]
         try:
-            with _translated:
-                # When the time is over, asyncpg asks for the cancellation.
-                rows: Sequence[Row] = await self.driver.fetch(
-                    statement.numbered, *values, timeout=seconds
-                )
-                return rows
-        except StoreUnavailable as error:
-            if self.began and type(error) is StoreUnavailable:
+            rows: Sequence[Row] = await self.driver.fetch(
+                statement.numbered, *given, timeout=seconds
+            )
+        except _RAISED as error:
+            ours = errors.ours(error)
+            if self.began and type(ours) is StoreUnavailable:
                 # It was cancelled, and may yet end.
-                with suppress(StoreError), _translated:
+                with suppress(*_RAISED):
                     async with asyncio.timeout(GRACE):
                         await self.driver.execute("SELECT 1")
-            raise
+            raise ours from None
+        return rows
 
     async def run(self, sql: str, seconds: float) -> str:
         self.began = True
-        with _translated:
+        try:
             return str(await self.driver.execute(sql, timeout=seconds))
+        except _RAISED as error:
+            raise errors.ours(error) from None
 
-    async def run_script(self, sql: str) -> None:
-        with _translated:
-            await self.driver.execute(sql)
+    async def clean(self, error: BaseException | None) -> None:
+        if error is None or not self.began:
+            return
+        try:
+            # Once what was cancelled has ended; whether that was a BEGIN, a COMMIT or
+            # anything between.
+            async with asyncio.timeout(GRACE):
+                await self.driver.execute("ROLLBACK")
+        except (*_RAISED, asyncio.CancelledError):
+            # Nobody cancels us: asyncpg before 0.31 says so of a former one.
+            with suppress(asyncpg.InterfaceError):  # the pool has taken it back
+                self.driver.terminate()
 
 
 def _target(pool: Any) -> tuple[str, str | None]:
     """Where a pool connects to, and what certificates it trusts, for people."""
     options: dict[str, Any] = getattr(pool, "_connect_kwargs", {})
-    dsn = next(iter(getattr(pool, "_connect_args", ())), None)
     where, trusted = "the database", None
-    if dsn:
+    for dsn in filter(None, getattr(pool, "_connect_args", ())):
         try:
             about = read_dsn(dsn)
             where, trusted = about.where, about.trusted
         except SettingsError as error:
             where += f" ({error})"
     if options.get("host"):
-        given = {name: options.get(name) or "" for name in ("host", "port")}
-        each = [v if isinstance(v, list) else [v] for v in given.values()]
-        where = addresses(*([str(one) for one in some if one] for some in each))
+        where, _ = target_of(options)
     if isinstance(options.get("ssl"), ssl.SSLContext):
         trusted = trusted or "the given ssl.SSLContext"
     return where, trusted
-
-
-def _reason(error: Exception) -> str:
-    """Why there is no connection; nothing that a DSN might have in it."""
-    text = str(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        said = error.verify_message.rstrip(".")
-        return f"the server's certificate is not trusted: {said}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason}"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return "unknown host name"
-    if f"[Errno {errno.ECONNREFUSED}]" in text:  # perhaps of several addresses
-        return "connection refused"
-    if "rejected SSL upgrade" in text:
-        return "the server speaks no TLS"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such socket, or no such certificate file"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()  # asyncio's own has the address in it
-    if isinstance(error, OSError):
-        return type(error).__name__
-    if found := re.match(r"root certificate file \S+ does not exist", text):
-        return found[0]
-    return "asyncpg refused the DSN"
-
-
-def _error(error: Any) -> StoreError:
-    return errors.error_of(
-        error.sqlstate,
-        type(error).__name__,
-        error.args[0],
-        error.server_source_function,
-    )
-
-
-class _Translated:
-    """Ours for the driver's; without its cause, which quotes the data in places."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        try:
-            raise error
-        except TimeoutError:
-            raise StoreUnavailable(errors.TOO_LATE) from None
-        except asyncpg.PostgresError as error:
-            raise _error(error) from None
-        except ValueError:
-            # `DataError` is an InterfaceError too, and says what was wrong by showing
-            # it.
-            raise StoreError("asyncpg refused a value") from None
-        except asyncpg.InternalClientError:
-            # "cannot switch to state …": the server's last word came while it was idle.
-            raise errors.error_of(None, "the server had ended it", None) from None
-        except (asyncpg.InterfaceError, OSError) as error:
-            raise errors.error_of(None, type(error).__name__, None) from None
-
-
-#: Keeps nothing, so that one is enough for all.
-_translated = _Translated()

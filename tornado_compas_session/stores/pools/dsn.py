@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -24,27 +24,41 @@ _ENCODE = (
     "(urllib.parse.quote(password, safe=''))"
 )
 
+#: By how it begins, what is no DSN at all; the first that fits.
+_WRONG = (
+    (r"(?!.*://).*\b(host|dbname|user)\s*=", f"in the form name=value; {_FORM}"),
+    (r"(?!.*://)", f"not a URL; {_FORM}"),
+    (r"postgres(ql)?\+", "one of SQLAlchemy's, with a driver; write postgresql://"),
+    (r"(?!postgres(ql)?://)", f"not for PostgreSQL; {_FORM}"),
+)
+_DSN = re.compile(
+    r"(?P<url>postgres(ql)?://([^@/?#\[\]]*@)?(?P<hosts>[^@/?#]*)(/[^@?#]*)?)"
+    r"(\?(?P<query>[^#]*))?",
+    re.IGNORECASE | re.DOTALL,
+)
+_HOST = re.compile(r"(\[[^]]+]|[^:]*):?(.*)", re.DOTALL)
+
 #: asyncpg takes what it does not know for a setting of the server, which refuses it.
-#: Without these a connection is as safe as with them.
+#: Without these a connection is as safe as with them, unless one is `require`.
 _LEFT_OUT = {
     *("client_encoding", "fallback_application_name", "gssdelegation", "gssencmode"),
-    *("channel_binding", "hostaddr", "load_balance_hosts", "replication"),
-    *("min_protocol_version", "max_protocol_version", "servicefile"),
+    *("channel_binding", "load_balance_hosts", "replication", "servicefile"),
+    *("min_protocol_version", "max_protocol_version"),
     *("sslcertmode", "sslcompression", "sslkeylogfile", "sslsni"),
 }
-#: These ask for a check, or a way to sign in, that asyncpg does not have.
+#: These ask for a check, a way to sign in or a host, and asyncpg has no such thing.
 _REFUSED = {
     *("oauth_client_id", "oauth_client_secret", "oauth_issuer", "oauth_scope"),
-    *("require_auth", "requirepeer", "requiressl", "sslcrldir"),
+    *("require_auth", "requirepeer", "requiressl", "sslcrldir", "hostaddr"),
     *("scram_client_key", "scram_server_key"),
 }
-_REFUSED_IF_REQUIRED = {"channel_binding", "gssencmode", "sslcertmode"}
 _CHOICES = {
     "sslmode": "disable allow prefer require verify-ca verify-full",
     "target_session_attrs": "any primary standby prefer-standby read-write read-only",
 }
-#: Options of the socket, by the names of libpq and of the kernel.
-_LINK = {
+#: What is a number: for asyncpg, and for the socket by the kernel's name.
+_NUMBERS = {
+    "connect_timeout": "timeout",
     "keepalives": "SO_KEEPALIVE",
     "keepalives_idle": "TCP_KEEPIDLE",
     "keepalives_interval": "TCP_KEEPINTVL",
@@ -68,83 +82,55 @@ class Dsn(NamedTuple):
     trusted: str | None
 
 
-def read_dsn(dsn: str) -> Dsn:
+def read_dsn(dsn: object) -> Dsn:
     """Raises `SettingsError`, without a letter of a password, if it cannot be meant."""
-    scheme, authority, path, query = _split(dsn)
-    parameters = _parameters(query)
-    where = addresses(*_hosts(authority, parameters))
+    if not isinstance(dsn, str):
+        kind = type(dsn).__name__
+        raise SettingsError(f"the DSN is {kind}, no text; is DATABASE_URL set? {_FORM}")
+    for sign, what in _WRONG:
+        if re.match(sign, dsn.strip(), re.IGNORECASE | re.DOTALL):
+            raise SettingsError(f"the DSN is {what}")
+    parts = _DSN.fullmatch(dsn.strip())
+    if parts is None:
+        raise SettingsError(f"the DSN cannot be taken apart: {_ENCODE}")
+    given = _parameters(parts["query"] or "")
+    where, trusted = target_of(given | _hosts(parts["hosts"], given))
+    link = _numbers(given)
     options: dict[str, Any] = {}
-    if (seconds := _number(parameters, "connect_timeout")) is not None:
-        options["timeout"] = float(seconds)
-    if parameters.get("sslrootcert") == "system":
-        options["ssl"] = _system_trust(parameters)
-    link = {
-        option: value
-        for name, option in _LINK.items()
-        if (value := _number(parameters, name)) is not None
-    }
-    for name in ("connect_timeout", *_LINK):
-        parameters.pop(name, None)
-    if left_out := sorted(_LEFT_OUT & parameters.keys()):
+    if "timeout" in link:
+        options["timeout"] = float(link.pop("timeout"))
+    if trusted == "system":  # libpq's word for those that the system trusts
+        options["ssl"] = context = ssl.create_default_context()
+        if "sslcert" in given:
+            keys = (given.get(name) for name in ("sslkey", "sslpassword"))
+            context.load_cert_chain(given["sslcert"], *keys)
+    if left_out := sorted(_LEFT_OUT & given.keys()):
         logger.info("asyncpg does without %s of the DSN", ", ".join(left_out))
-    kept = {name: parameters[name] for name in parameters if name not in _LEFT_OUT}
-    url = f"{scheme}://{authority}{path}"
-    if kept:
-        url += "?" + urlencode(kept, quote_via=quote)
-    return Dsn(url, options, link, where, parameters.get("sslrootcert"))
+    kept = {name: given[name] for name in given if name not in _LEFT_OUT | {*_NUMBERS}}
+    query = "?" + urlencode(kept, quote_via=quote) if kept else ""
+    return Dsn(parts["url"] + query, options, link, where, trusted)
 
 
-def addresses(hosts: Sequence[str], ports: Sequence[str]) -> str:
+def target_of(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
     """
-    Hosts with their ports, for people.
+    Hosts with their ports, for people, and the certificates to trust: of what a driver
+    has taken apart, which has several of them in a list, or with commas.
 
     What stands before an "@" is left out: it is the end of a password that was not
     percent-encoded, and that drivers take for a part of the host's name.
     """
-    doubt = " (is the password in the DSN percent-encoded?)"
-    if not hosts:
-        return "the database"
-    each = list(ports) if len(ports) == len(hosts) else [*ports[:1]] * len(hosts)
-    each = each or [""] * len(hosts)
-    shown = ", ".join(
-        f"{host.rpartition('@')[2] or 'localhost'}:{port or 5432}"
-        for host, port in zip(hosts, each, strict=True)
-    )
-    return shown + doubt if any("@" in host for host in hosts) else shown
+    hosts, ports = (_listed(parameters.get(name)) for name in ("host", "port"))
+    # One port is that of all the hosts.
+    pairs = zip(hosts, (ports or [""]) * len(hosts), strict=False)
+    where = ", ".join(f"{h.rpartition('@')[2]}:{p or 5432}" for h, p in pairs if h)
+    if any("@" in host for host in hosts):
+        where += " (is the password in the DSN percent-encoded?)"
+    return where or "the database", parameters.get("sslrootcert")
 
 
-def target_in(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The same, and the certificates to trust, of what libpq has taken apart."""
-    hosts, ports = (str(parameters.get(n) or "").split(",") for n in ("host", "port"))
-    where = addresses(hosts if hosts != [""] else [], ports)
-    return where, parameters.get("sslrootcert")
-
-
-def _split(dsn: object) -> tuple[str, str, str, str]:
-    if not isinstance(dsn, str):
-        kind = type(dsn).__name__
-        raise SettingsError(f"the DSN is {kind}, no text; is DATABASE_URL set? {_FORM}")
-    scheme, found, rest = dsn.strip().partition("://")
-    scheme = scheme.lower()
-    if not found:
-        if re.search(r"\b(host|dbname|user|service)\s*=", dsn):
-            raise SettingsError(f"the DSN is in the form name=value; {_FORM}")
-        raise SettingsError(f"the DSN is not a URL; {_FORM}")
-    if re.fullmatch(r"postgres(ql)?\+\w+", scheme):
-        raise SettingsError(
-            f"{scheme}:// in the DSN names a driver, as SQLAlchemy wants it; "
-            "write postgresql://"
-        )
-    if scheme not in {"postgres", "postgresql"}:
-        shown = f"for {scheme}" if scheme.isalnum() else "for something else"
-        raise SettingsError(f"the DSN is {shown}, not for PostgreSQL; {_FORM}")
-    parts = re.fullmatch(r"([^/?]*)([^?]*)\??(.*)", rest, re.S)
-    assert parts
-    authority, path, query = parts.groups()
-    signed_in, at, _ = authority.rpartition("@")
-    if "#" in rest or re.search(r"[@\[\]]", signed_in) or (not at and "@" in path):
-        raise SettingsError(f"the DSN cannot be taken apart: {_ENCODE}")
-    return scheme, authority, path, query
+def _listed(value: Any) -> list[str]:
+    each = value if isinstance(value, list | tuple) else str(value or "").split(",")
+    return [str(one or "") for one in each]
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -155,70 +141,41 @@ def _parameters(query: str) -> dict[str, str]:
             f"what follows the ? in the DSN is not made of name=value: {_ENCODE}"
         ) from None
     for name, choices in _CHOICES.items():
-        value = given.get(name)
-        if value is not None and value.replace("_", "-") not in choices.split():
+        if name in given and given[name].replace("_", "-") not in choices.split():
             raise SettingsError(f"{name} in the DSN is none of {choices}")
     refused = _REFUSED & given.keys()
-    refused |= {n for n in _REFUSED_IF_REQUIRED if given.get(n) == "require"}
+    refused |= {name for name in _LEFT_OUT if given.get(name) == "require"}
     if refused:
         raise SettingsError(
             f"the DSN asks for {', '.join(sorted(refused))}, which asyncpg does not "
             "have, so the connection would be less safe than it says; leave it out, or "
             'pass a pool of psycopg (see "Pools" in the documentation)'
         )
-    if fallback := given.get("fallback_application_name"):
-        given.setdefault("application_name", fallback)
     return given
 
 
-def _hosts(
-    authority: str, parameters: dict[str, str]
-) -> tuple[Sequence[str], Sequence[str]]:
-    spec = authority.rpartition("@")[2]
-    if not spec:
-        if "host" not in parameters and "hostaddr" in parameters:
-            parameters["host"] = parameters["hostaddr"]
-        hosts = [host for host in parameters.get("host", "").split(",") if host]
-        return hosts, [_port(port) for port in parameters.get("port", "").split(",")]
-    found = [re.fullmatch(r"(\[[^]]+]|[^:[]*)(?::(.*))?", s) for s in spec.split(",")]
-    if None in found or (len(found) > 1 and "" in spec.split(",")):
-        raise SettingsError(f"the hosts in the DSN cannot be told apart; {_FORM}")
-    pairs = [(unquote(each[1]), _port(each[2] or "")) for each in found if each]
-    return [host for host, _ in pairs], [port for _, port in pairs]
+def _hosts(authority: str, parameters: Mapping[str, str]) -> dict[str, list[str]]:
+    """The hosts of the URL, else of its parameters, and their ports."""
+    hosts, ports = (_listed(parameters.get(name)) for name in ("host", "port"))
+    if authority:
+        each = [_HOST.fullmatch(spec) for spec in authority.split(",")]
+        hosts, ports = ([one[n] for one in each if one] for n in (1, 2))
+    wrong = [p for p in ports if p and not (p.isdecimal() and 0 < int(p) <= 65535)]
+    if wrong or ("" in hosts and len(hosts) > 1):
+        raise SettingsError(
+            "the DSN has something else than a host, or several with commas between, "
+            f"and ports between 1 and 65535; {_FORM}: {_ENCODE}"
+        )
+    return {"host": [unquote(host) for host in hosts], "port": ports}
 
 
-def _port(text: str) -> str:
-    if not text:
-        return text
-    if not text.isdecimal():
-        raise SettingsError(f"a port in the DSN is not a number: {_ENCODE}")
-    if not 1 <= int(text) <= 65535:
-        raise SettingsError(f"the port {text} in the DSN is not between 1 and 65535")
-    return text
-
-
-def _number(parameters: Mapping[str, str], name: str) -> int | None:
-    """Zero or less is the system's own choice, but for `keepalives`."""
-    text = parameters.get(name)
-    if text is None:
-        return None
-    try:
-        number = int(text)
-    except ValueError:
-        raise SettingsError(f"{name} in the DSN is not a whole number") from None
-    return number if number > 0 or name == "keepalives" else None
-
-
-def _system_trust(parameters: Mapping[str, str]) -> ssl.SSLContext:
-    """libpq's word for the certificates that the system trusts, checked to the full."""
-    context = ssl.create_default_context()
-    if certificate := parameters.get("sslcert"):
-        try:
-            context.load_cert_chain(
-                certificate, parameters.get("sslkey"), parameters.get("sslpassword")
-            )
-        except OSError as error:
-            raise SettingsError(
-                f"the certificate {certificate} cannot be used: {error.strerror}"
-            ) from None
-    return context
+def _numbers(parameters: Mapping[str, str]) -> dict[str, int]:
+    """Those that it has; zero or less is the system's own choice, but `keepalives`."""
+    found = {}
+    for name in _NUMBERS.keys() & parameters.keys():
+        if not re.fullmatch(r"-?\d+", parameters[name]):
+            raise SettingsError(f"{name} in the DSN is not a whole number")
+        number = int(parameters[name])
+        if number > 0 or name == "keepalives":
+            found[_NUMBERS[name]] = number
+    return found

@@ -1,8 +1,14 @@
-"""What a driver's error means to the store: one table for all drivers."""
+"""
+What a driver's error means to the store, and why there is no connection: one table of
+each for all drivers.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
 
 from tornado_compas_session.exceptions import (
     ConnectionLost,
@@ -20,15 +26,20 @@ CLOSED = "the pool of the sessions is closed, or not open yet"
 TOO_LATE = "the database did not answer in time"
 _WHO = "the database refused the user name or the password (28P01)"
 
-#: No table, no column.
-_SCHEMA = {"42P01", "42703"}
+#: What is said best in our own words.
+_OURS: dict[str, type[StoreError]] = {
+    "42P01": SchemaMissing,  # no table
+    "42703": SchemaMissing,  # no column
+    "22P05": UnstorableText,  # a character that the encoding has no place for
+    "22021": UnstorableText,
+    "55P03": LockTimeout,
+    "23505": RowExists,
+}
 #: The connection is of no more use: the server ends it, or it is the wrong server now
 #: (25006: read-only, as a primary is after a failover).
 _LOST = {"25006", "57P01", "57P02", "57P03", "57P04", "57P05"}
 #: Too many connections, no such database, not allowed, the statement was cancelled.
 _UNAVAILABLE = {"53300", "3D000", "42501", "57014"}
-#: A character that the database's encoding has no place for.
-_UNSTORABLE = {"22P05", "22021"}
 #: A prepared statement that is not there, or there already.
 _PREPARED = {"26000", "42P05"}
 
@@ -44,6 +55,53 @@ _REVALIDATE = "RevalidateCachedQuery"
 #: connection to this one is as good as before.
 _RELAYED = {"ReportResultError", "ReportConnectionError"}
 
+#: By what a driver says of a connection that it could not make; the first that fits.
+_REASONS = (
+    (r"password authentication failed|no password supplied", _WHO),
+    (r"(root certificate file \S+ does not exist)", r"\1"),
+    (r"not match host name", "the server's certificate is for another host name"),
+    (
+        r"certificate verify failed: (.+?)\.? \(_ssl",
+        r"the server's certificate is not trusted: \1",
+    ),
+    (r"certificate", "the server's certificate is not trusted"),
+    (r"\[SSL: (\w+)\]", r"TLS failed: \1"),
+    (r"FATAL:\s+(.+)", r"the database said: \1"),
+    (rf"refused|\[Errno {errno.ECONNREFUSED}\]", "connection refused"),
+    (r"translate host|to resolve|service not known", "unknown host name"),
+    (r"timeout", "no answer in time"),
+    (r"closed the connection", "the server closed the connection"),
+    (r"does not support SSL|rejected SSL", "the server speaks no TLS"),
+    (r"No such file", "there is no such socket, or no such certificate file"),
+    (r"invalid port", "invalid port number"),
+    (r"target attribute", "no server of the wanted kind"),
+)
+
+
+def ours(error: Exception) -> StoreError:
+    """
+    The error for a driver's, which is to be raised `from None`: it quotes data.
+
+    asyncpg has what the server said on the error itself, the others have it in `diag`.
+    """
+    name = type(error).__name__
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(TOO_LATE)
+    if isinstance(error, UnicodeError):
+        return UnstorableText()
+    if "statement pooling mode" in str(error):
+        return StoreError(
+            "a PgBouncer in pool_mode=statement is in between, which allows no "
+            "transactions; sessions need pool_mode=transaction or session"
+        )
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if sqlstate is None and name == "DataError":  # it was never sent
+        return StoreError("the driver refused a value")
+    if (diag := getattr(error, "diag", None)) is not None:
+        return error_of(sqlstate, name, diag.message_primary, diag.source_function)
+    function = getattr(error, "server_source_function", None)
+    return error_of(sqlstate, name, next(iter(error.args), None), function)
+
 
 def error_of(
     sqlstate: str | None, name: str, message: str | None, function: str | None = None
@@ -55,29 +113,18 @@ def error_of(
     `function` the one of the server that said it. The server's DETAIL is for nobody: it
     quotes the row.
     """
-    if message and "statement pooling mode" in message:  # 08P01, or none
-        return StoreError(
-            "a PgBouncer in pool_mode=statement is in between, which allows no "
-            "transactions; sessions need pool_mode=transaction or session"
-        )
     if sqlstate is None:
         return ConnectionLost(f"the connection to the database broke: {name}")
-    # What another server said may be the words of a trigger there.
-    hidden = function in (_RAISE, "ReportResultError")
-    quotable = _OWN_WORDS.match(sqlstate) and not hidden
-    said = f"{(quotable and message) or name} ({sqlstate})"
-    if sqlstate in _SCHEMA:
-        return SchemaMissing()
-    if sqlstate in _UNSTORABLE:
-        return UnstorableText()
-    if sqlstate == "55P03":
-        return LockTimeout()
-    if sqlstate == "23505":
-        return RowExists()
+    if sqlstate in _OURS:
+        return _OURS[sqlstate]()
     if sqlstate[:2] == "40":
         return WriteConflict()
     if sqlstate == "28P01":
         return StoreUnavailable(_WHO)
+    # What another server said may be the words of a trigger there.
+    hidden = function in (_RAISE, "ReportResultError")
+    quotable = _OWN_WORDS.match(sqlstate) and not hidden
+    said = f"{(quotable and message) or name} ({sqlstate})"
     if sqlstate == "0A000" and function == _REVALIDATE:
         return ConnectionLost(f"a prepared statement is out of date: {said}")
     if sqlstate[:2] == "08" or sqlstate in _LOST:
@@ -96,62 +143,18 @@ def error_of(
     return StoreError(f"the database refused a statement: {said}")
 
 
-def unreachable(
-    where: str, reason: str, trusted: str | None = None
-) -> StoreUnavailable:
+def reason_of(error: Exception) -> str:
     """
-    No connection was to be had, so nothing was sent.
-
-    `trusted` is where the certificates are that the server's was compared with.
-    """
-    if trusted and "certificate" in reason:
-        reason += f"; checked against {trusted}"
-    return StoreUnavailable(f"no connection to {where}: {reason}")
-
-
-def none_free(size: int) -> StoreUnavailable:
-    """All connections were in use, so nothing was sent."""
-    return StoreUnavailable(
-        f"none of the {size} connections to the database came free in time"
-    )
-
-
-def check_commit(tag: str) -> None:
-    """What PostgreSQL answers to a COMMIT is not always yes, and never an error."""
-    if tag != "COMMIT":
-        raise StoreError(
-            "the transaction was rolled back: a statement in it had failed before"
-        )
-
-
-def reason_of(text: str) -> str:
-    """
-    Why libpq made no connection, in words that show no password.
+    Why a driver made no connection, in words that show no password.
 
     libpq tells the server's answer as text only, without an SQLSTATE, and quotes what
     it takes for the host's name, which is half of a password that holds an "@".
     """
-    if "password authentication failed" in text or "no password supplied" in text:
-        return _WHO
-    if found := re.search(r"(root certificate file \S+ does not exist)", text):
-        return found[1]
-    if "does not match host name" in text:
-        return "the server's certificate is for another host name"
-    if "certificate" in text:
-        return "the server's certificate is not trusted"
-    if found := re.search(r"FATAL:\s+(.+)", text):
-        return f"the database said: {found[1].strip()}"
-    for sign, reason in (
-        ("refused", "connection refused"),
-        ("translate host name", "unknown host name"),
-        ("failed to resolve", "unknown host name"),
-        ("Name or service not known", "unknown host name"),
-        ("timeout", "no answer in time"),
-        ("closed the connection", "the server closed the connection"),
-        ("does not support SSL", "the server speaks no TLS"),
-        ("No such file", "there is no server at this socket"),
-        ("invalid port", "invalid port number"),
-    ):
-        if sign in text:
-            return reason
-    return "libpq could not connect"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "unknown host name"
+    for sign, reason in _REASONS:
+        if found := re.search(sign, str(error)):
+            return found.expand(reason)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()  # asyncio's own has the address in it
+    return f"{type(error).__name__} in the driver"

@@ -4,7 +4,7 @@ The statements of `schema/queries.sql`, by name.
 In the file a statement begins with a line `-- name --`, and has `:name` parameters with
 a type (`:handles::text[]`). `-- define name --` begins a part that statements share, as
 the head of that file explains. Drivers get a statement as they want it: with `$1` or
-with `%s`.
+with `%(name)s`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,20 @@ class Statement(NamedTuple):
     name: str
     #: With `$1`, `$2`: one number a parameter.
     numbered: str
-    #: With `%s`; `order` says which value goes to which place.
-    formatted: str
+    #: With `%(name)s`, and a percent sign doubled.
+    named: str
     parameters: tuple[str, ...]
-    order: tuple[int, ...]
-
-    def spread(self, values: tuple[object, ...]) -> list[object]:
-        """The values in the order of the `%s`, repeated where needed."""
-        return [values[index] for index in self.order]
 
 
 def compile_statement(name: str, sql: str) -> Statement:
     """Makes a statement from SQL with `:name` parameters, numbered as they come."""
     sql = " ".join(_COMMENT.sub("", sql).split()).rstrip(";")
-    order = [m[1] for m in _PARAMETER.finditer(sql)]
-    parameters = tuple(dict.fromkeys(order))
+    parameters = tuple(dict.fromkeys(m[1] for m in _PARAMETER.finditer(sql)))
     return Statement(
         name,
         _PARAMETER.sub(lambda m: f"${parameters.index(m[1]) + 1}", sql),
-        _PARAMETER.sub("%s", sql.replace("%", "%%")),
+        _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")),
         parameters,
-        tuple(parameters.index(parameter) for parameter in order),
     )
 
 
