@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Container, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from tornado_compas_session.core.protocols import Connection, Pool, Row
 from tornado_compas_session.exceptions import (
@@ -18,17 +18,27 @@ from tornado_compas_session.exceptions import (
     WriteConflict,
 )
 from tornado_compas_session.stores.batching import Batcher
-from tornado_compas_session.stores.distributed import (
-    IS_SPREAD,
-    LAYOUT,
-    lock_limit_everywhere,
-)
 from tornado_compas_session.stores.pools import as_pool
-from tornado_compas_session.stores.pools.limits import left
-from tornado_compas_session.stores.pools.queries import Statement, statements
+from tornado_compas_session.stores.pools.limits import left, lock_limit
+from tornado_compas_session.stores.pools.queries import (
+    Statement,
+    compile_statement,
+    statements,
+)
 
 logger = logging.getLogger("tornado_compas_session")
-T = TypeVar("T")
+
+#: Whether the table is there, and Citus, which may have spread it (distributed.py).
+LAYOUT = compile_statement(
+    "layout",
+    "SELECT to_regclass('compas_session') IS NOT NULL,"
+    " to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL",
+)
+IS_SPREAD = compile_statement(
+    "is_spread",
+    "SELECT 1 FROM pg_dist_partition"
+    " WHERE logicalrelid = to_regclass('compas_session') AND partkey IS NOT NULL",
+)
 
 #: How often a statement is sent that loses to another transaction (SQLSTATE 40…).
 _TRIES = 5
@@ -126,7 +136,9 @@ class Database:
         begun = self.pool.transaction(lock_timeout=lock, timeout=seconds)
         async with begun as connection:
             if lock is not None and self._distributed:
-                await connection.run_script(lock_limit_everywhere(lock))
+                # On every server, and not on this one alone.
+                everywhere = "SET LOCAL citus.propagate_set_commands = 'local'"
+                await connection.run_script(f"{everywhere}; {lock_limit(lock)}")
             yield connection
 
     async def on(
@@ -142,30 +154,22 @@ class Database:
     async def alone(
         self, name: str | Statement, seconds: float | None = None, **values: Any
     ) -> Sequence[Row]:
-        """A statement of its own, with a limit that holds for any pool."""
+        """
+        A statement of its own, with a limit that holds for any pool: its cancellation
+        is not awaited, for a driver may take long to cancel.
+        """
         limit = self.timeout if seconds is None else seconds
-        return await self.within(limit + 0.5, self.ask(name, limit, **values))
-
-    async def within(self, seconds: float, work: Awaitable[T]) -> T:
-        """
-        Awaits, but no longer than so many seconds; then raises `StoreUnavailable`.
-
-        In a task of its own, whose cancellation is not awaited: drivers may take long
-        to cancel.
-        """
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(self.ask(name, limit, **values))
         try:
-            done, _ = await asyncio.wait({task}, timeout=max(0.0, seconds))
-        except asyncio.CancelledError:
-            task.cancel()
-            self.keep(task)
-            raise
-        if done:
-            return task.result()
-        task.cancel()
-        self.keep(task)
+            await asyncio.wait({task}, timeout=max(0.0, limit + 0.5))
+            if task.done():
+                return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                self.keep(task)
         raise StoreUnavailable(
-            f"the session store did not answer within {seconds:.3g} seconds"
+            f"the session store did not answer within {limit:.3g} seconds"
         )
 
     def deadline(self) -> float:

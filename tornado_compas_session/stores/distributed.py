@@ -10,26 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.exceptions import LockTimeout
-from tornado_compas_session.stores.pools.limits import lock_limit
+from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.pools.queries import compile_statement
 
-if TYPE_CHECKING:
-    from tornado_compas_session.stores.database import Database
-
-LAYOUT = compile_statement(
-    "layout",
-    "SELECT to_regclass('compas_session') IS NOT NULL,"
-    " to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL",
-)
-IS_SPREAD = compile_statement(
-    "is_spread",
-    "SELECT 1 FROM pg_dist_partition"
-    " WHERE logicalrelid = to_regclass('compas_session') AND partkey IS NOT NULL",
-)
 DISTRIBUTE = compile_statement(
     "distribute",
     "SELECT create_distributed_table('compas_session', 'handle',"
@@ -62,11 +48,6 @@ DELETE_THEM = compile_statement(
     " WHERE s.handle = ANY (:handles::text[]) AND s.expires_at <= now()"
     " RETURNING s.handle",
 )
-
-
-def lock_limit_everywhere(seconds: float) -> str:
-    """The script that bounds, in a transaction, the waits for a row on every server."""
-    return f"SET LOCAL citus.propagate_set_commands = 'local'; {lock_limit(seconds)}"
 
 
 async def delete_expired(database: Database, limit: int) -> int:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.exceptions import StoreError
-from tornado_compas_session.stores.distributed import DISTRIBUTE, IS_SPREAD, LAYOUT
+from tornado_compas_session.stores.database import IS_SPREAD, LAYOUT
+from tornado_compas_session.stores.distributed import DISTRIBUTE
 from tornado_compas_session.stores.pools import as_pool
 from tornado_compas_session.stores.pools.queries import compile_statement, schema_dir
 

@@ -11,7 +11,7 @@ from tornado_compas_session.exceptions import (
     StoreError,
     StoreUnavailable,
 )
-from tornado_compas_session.stores.distributed import LAYOUT
+from tornado_compas_session.stores.database import LAYOUT
 from tornado_compas_session.stores.migrations import pending
 from tornado_compas_session.stores.pools.queries import compile_statement
 from tornado_compas_session.tools.database import opened

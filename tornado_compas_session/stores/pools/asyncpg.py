@@ -258,13 +258,14 @@ class _Connection(DriverConnection):
             raise errors.ours(error) from None
 
     async def clean(self, error: BaseException | None) -> None:
-        if error is None or not self.began:
+        if error is None:
             return
         try:
             # Once what was cancelled has ended; whether that was a BEGIN, a COMMIT or
-            # anything between.
+            # anything between. Left between preparing and executing, the server is in
+            # the middle of a statement, in a transaction or not.
             async with asyncio.timeout(GRACE):
-                await self.driver.execute("ROLLBACK")
+                await self.driver.execute("ROLLBACK" if self.began else "SELECT 1")
         except (*_RAISED, asyncio.CancelledError):
             # Nobody cancels us: asyncpg before 0.31 says so of a former one.
             with suppress(asyncpg.InterfaceError):  # the pool has taken it back
