@@ -129,6 +129,7 @@ SECRET = "s3cret"
         (f"postgresql:///shop?port=70000&password={SECRET}", "between 1 and 65535"),
         (f"postgresql://ada:{SECRET}@db1,,db2/shop", "something else than a host"),
         (f"postgresql://ada:{SECRET}@[::1/shop", "something else than a host"),
+        ("postgresql://[", "something else than a host"),
         (f"postgresql://ada:{SECRET}@db/shop?x", "name=value"),
         (f"{BASE}?sslmode=on", "sslmode.*none of.*verify-full"),
         (f"{BASE}?target_session_attrs=master", "none of.*read-write"),

@@ -36,7 +36,7 @@ _DSN = re.compile(
     r"(\?(?P<query>[^#]*))?",
     re.IGNORECASE | re.DOTALL,
 )
-_HOST = re.compile(r"(\[[^]]+]|[^:]*):?(.*)", re.DOTALL)
+_HOST = re.compile(r"(\[[^]]+]|[^:[\]]*):?(.*)", re.DOTALL)
 
 #: asyncpg takes what it does not know for a setting of the server, which refuses it.
 #: Without these a connection is as safe as with them, unless one is `require`.
