@@ -41,7 +41,12 @@ class Page(SessionMixin, RequestHandler):
         return self.settings["db"]
 
     def flash(self, text: str) -> None:
-        """Says something on the next page, once."""
+        """
+        Says something on the next page, once.
+
+        Of two tabs at the same moment one says it for both: a word more or less is no
+        loss. What must not be lost has a key of its own, or is counted, or locked.
+        """
         self.session.setdefault("flash", []).append(text)
 
     def show(self, template: str, **values: Any) -> None:
