@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.conftest import Browser
 from tests.docs.pages import DOCS, ROOT
@@ -19,6 +24,44 @@ pytestmark = pytest.mark.slow
 
 #: Pages whose tables are of measurements, and may be moved sideways on a phone.
 MEASURED = ("performance", "reliability", "scaling")
+
+#: What people look for, and what one of the first two hits leads them to.
+SOUGHT = {
+    "docker": "deployment.html#docker",
+    "prometheus": "monitoring.html#prometheus",
+    "logging": "monitoring.html#the-log",
+    "oauth": "cookbook.html#openid-connect",
+    "redis": "deployment.html#redis",
+    "flash": "cookbook.html#flash-messages",
+    "fork": "deployment.html#processes-and-fork",
+    "nginx": "deployment.html#nginx",
+    "remember me": "cookbook.html#sign-in-and-remember-me",
+    "logout": "cookbook.html#sign-out-logout",
+    "lost update": "handlers.html#lock-no-lost-update",
+    "race condition": "handlers.html#lock-no-lost-update",
+    "CSRF": "security.html#planted-cookies-and-login-csrf",
+    "rotate key": "environment.html#changing-the-key-in-two-steps",
+    "pgbouncer": "pools.html#pgbouncer",
+    "testing": "testing.html",
+    "cookie not set": "cookies.html",
+    "login redirect": "cookbook.html#the-redirect-after-login",
+    "log out everywhere": "user-sessions.html#end-them-sign-out-everywhere",
+    "max_age": "options.html#max_age",
+}
+
+#: The addresses that the first two hits offer, in pages and in sections of them.
+HITS = """
+return [...document.querySelectorAll(".md-search-result__item")].slice(0, 2)
+    .flatMap((hit) => [...hit.querySelectorAll("a.md-search-result__link")])
+    .map((link) => link.pathname.slice(1) + link.hash);
+"""
+
+TOO_NARROW = """
+return [...document.querySelectorAll(".md-typeset table:not([class])")]
+    .map((table) => [...table.querySelectorAll("tr:last-child td")])
+    .filter((cells) => Math.max(...cells.map((cell) => cell.clientWidth)) < 160)
+    .map((cells) => cells[0].innerText);
+"""
 
 TOO_WIDE = """
 const wide = [...document.querySelectorAll(".md-typeset__scrollwrap")]
@@ -44,10 +87,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(site: Path) -> Iterator[str]:
+    """The address of the site; the search needs one, as it works in a thread."""
+    handler = functools.partial(_Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """Chromium, without a network."""
-    opened = Browser(tmp_path / "profile", "--host-resolver-rules=MAP * ~NOTFOUND")
+    opened = Browser(
+        tmp_path / "profile", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    )
     yield opened.driver
     opened.close()
 
@@ -79,6 +141,19 @@ def test_nothing_overflows(site: Path, browser: Any, pixels: int) -> None:
         assert not overflows, page.name
         if not page.stem.startswith(MEASURED):
             assert [] == tables, page.name
+            assert [] == browser.execute_script(TOO_NARROW), page.name
+
+
+def test_the_search_finds_what_people_look_for(served: str, browser: Any) -> None:
+    """One of the first two hits is the page, or the section, that helps them."""
+    missed = {}
+    for words, wanted in SOUGHT.items():
+        browser.get(f"{served}/index.html?q={quote(words)}")
+        hits = WebDriverWait(browser, 20).until(lambda it: it.execute_script(HITS))
+        if wanted not in hits:
+            missed[words] = hits
+
+    assert {} == missed
 
 
 def test_pictures_follow_the_page(site: Path, browser: Any) -> None:
