@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import tornado
 
-from benchmarks import load, plot
+from benchmarks import load, plot, slow_row
 from benchmarks.server import VARIANTS
 from benchmarks.world import SESSIONS, WebProcess, World, newest_postgres
 
@@ -52,6 +52,10 @@ LOADS = {
     "anonymous": Ask(0, by=("bare",), cookies=False),
     "mixed": Ask(10, by=EVERYBODY, away=0),
 }
+#: A load of its own, which has a table of its own.
+BESIDE = "beside"
+#: Requests that wait for the slow row: one, as many as a browser sends, and many.
+WAITING = (1, 6, 20)
 #: Where a variant that is not measured by a load has the same.
 SAME = {"due": "read", "increment": "count", "lock": "count"}
 
@@ -330,6 +334,51 @@ def losses(world: World) -> Iterator[str]:
             yield f"| {name} | {missing:,} of {asked:,} ({share}) |"
 
 
+def beside_a_slow_row(world: World, options: argparse.Namespace) -> Iterator[str]:
+    """How much later others are answered while requests wait for one session's row."""
+    many = max(1, min(16, *options.connections))
+    times: dict[tuple[int, str], list[load.Load]] = defaultdict(list)
+    names = {
+        HAND: "one UPDATE by hand",
+        BOTH: "SELECT and UPDATE by hand",
+        CAREFUL: "the careful variant",
+        OURS: "this library",
+    }
+    served = [variant for variant in names if variant in world.servers]
+    for _ in range(options.rounds):
+        for variant in served:
+            for waiting in (0, *WAITING):
+                with suppress(RuntimeError):  # then they are not all answered
+                    seen = slow_row.others(
+                        world, world.servers[variant], many, options.seconds, waiting
+                    )
+                    times[waiting, variant].append(seen)
+    yield (
+        f"| {many} connections beside a slow row | requests that wait for it "
+        "| p50, of without it | p99, of without it | p99 ms |"
+    )
+    yield "|---|---|---|---|---|"
+    for waiting in WAITING:
+        for variant in served:
+            slow, free = times[waiting, variant], times[0, variant]
+            cells = ["no answer", "no answer", ""]
+            if len(slow) == len(free) == options.rounds:
+                cells = [
+                    spread((Column(p50s(slow)) / Column(p50s(free))).values),
+                    spread((Column(p99s(slow)) / Column(p99s(free))).values),
+                    spread([one * 1e3 for one in p99s(slow)], ".0f"),
+                ]
+            yield f"| {names[variant]} | {waiting} | {' | '.join(cells)} |"
+
+
+def p50s(seen: Sequence[load.Load]) -> list[float]:
+    return [one.p50 for one in seen]
+
+
+def p99s(seen: Sequence[load.Load]) -> list[float]:
+    return [one.p99 for one in seen]
+
+
 def picture(samples: Samples, connections: int) -> str:
     """What a read and a count cost, in the web process and in PostgreSQL."""
     of = Figures(samples, connections)
@@ -364,7 +413,8 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, help="rounds of measurements (6; quick: 2)")
     add("--seconds", type=float, default=1.0, help="the length of each (1)")
     add("--connections", type=int, nargs="+", help="1 16 64 (quick: 16)")
-    add("--loads", nargs="+", choices=LOADS, help="all (quick: read count)")
+    loads = [*LOADS, BESIDE]
+    add("--loads", nargs="+", choices=loads, help="all (quick: read count)")
     add("--variants", nargs="+", choices=VARIANTS, default=list(SHOWN), help="asyncpg")
     add("--sessions", type=int, default=SESSIONS, help=f"visitors ({SESSIONS:,})")
     add("--postgres", type=Path, metavar="BIN", help="another PostgreSQL's programs")
@@ -373,7 +423,9 @@ def parse() -> argparse.Namespace:
     quick = options.quick
     options.rounds = options.rounds or (2 if quick else 6)
     options.connections = options.connections or ([16] if quick else [1, 16, 64])
-    options.loads = options.loads or (["read", "count"] if quick else list(LOADS))
+    options.loads = options.loads or (["read", "count"] if quick else loads)
+    options.beside = BESIDE in options.loads
+    options.loads = [what for what in options.loads if what in LOADS]
     return options
 
 
@@ -395,6 +447,8 @@ def main() -> None:
         samples = run(world, options)
         print("\n".join(targets(samples, options.connections)), "\n")
         print("\n".join(losses(world)), "\n")
+        if options.beside:
+            print("\n".join(beside_a_slow_row(world, options)), "\n")
         print("\n".join(table(samples)), "\n")
         for variant, server in world.servers.items():
             print(f"memory of {variant}: {server.memory() / 2**20:.1f} MiB")
