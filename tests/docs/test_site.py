@@ -58,7 +58,8 @@ return [...document.querySelectorAll(".md-search-result__item")].slice(0, 2)
 
 TOO_NARROW = """
 return [...document.querySelectorAll(".md-typeset table:not([class])")]
-    .map((table) => [...table.querySelectorAll("tr:last-child td")])
+    .map((table) => [...table.querySelectorAll("td")])
+    .filter((cells) => cells.some((cell) => cell.innerText.length > 40))
     .filter((cells) => Math.max(...cells.map((cell) => cell.clientWidth)) < 160)
     .map((cells) => cells[0].innerText);
 """
