@@ -6,9 +6,10 @@ Does the suite find faults? Puts in one at a time, and sees a test fail.
     python -m scripts.mutants queries.sql         each condition of the SQL
     python -m scripts.mutants --list              which there are
 
-Of Python, each fault meets the tests that run its line; of SQL, those that read its
-statement; the quickest first. What survives is printed, unless docs/mutants.md lists it
-with the reason why it changes nothing.
+Of Python, each fault meets the tests that run its line and then those that run its
+function; of SQL, those that read its statement; the quickest first. What survives is
+printed. What docs/mutants.md lists, with the reason why it changes nothing, meets tests
+only with --known: all of them, which takes longer than for the others together.
 
 Importing the package and collecting the tests takes seconds, meeting a fault
 milliseconds. So one process does the former, and forks one for each fault.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -49,14 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[1])
     parser.add_argument("parts", nargs="*", help="of the lines that --list prints")
     parser.add_argument("--list", action="store_true", help="run nothing")
+    parser.add_argument("--known", action="store_true", help="the listed ones alone")
     parser.add_argument("--tell", action="store_true", help="say what found each")
     parser.add_argument("--beside", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
-    mutants = [
+    known = set(re.findall(r"^\| `(\S+ .+?)` \|", KNOWN.read_text("utf-8"), re.M))
+    every = [
         mutant
         for mutant in every_mutant()
         if not options.parts or any(part in str(mutant) for part in options.parts)
     ]
+    mutants = [one for one in every if (one.name in known) == options.known]
     if options.list:
         print(*mutants, sep="\n")
         return 0
@@ -68,7 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with EmbeddedPostgres(Path(folder, "postgres"), settings=settings) as postgres:
             os.environ["DATABASE_URL"] = postgres.dsn()
             pytest.main([*TESTS, *nursery.OPTIONS], plugins=[nursery])
-    return report(mutants, nursery.survivors)
+    if nursery.survivors is None:
+        print("the tests do not run; see python -m pytest", *TESTS, file=sys.stderr)
+        return 1
+    if options.known:
+        return told("found, and listed", [*{*mutants} - {*nursery.survivors}])
+    report(every, nursery.survivors, known)
+    return told("survives", nursery.survivors)
 
 
 def every_mutant() -> Iterator[Mutant]:
@@ -80,21 +91,22 @@ def every_mutant() -> Iterator[Mutant]:
     yield from of_sql(SQL, (ROOT / SQL).read_text(encoding="utf-8"))
 
 
-def report(mutants: list[Mutant], survivors: list[Mutant] | None) -> int:
-    """How many were found of each file, and what survives that is not known."""
-    if survivors is None:
-        print("the tests do not run; see python -m pytest", *TESTS, file=sys.stderr)
-        return 1
-    faults = Counter(mutant.path for mutant in mutants)
+def report(every: list[Mutant], survivors: list[Mutant], known: set[str]) -> None:
+    """How many were found, and are listed, of each file."""
+    faults = Counter(mutant.path for mutant in every)
+    listed = Counter(mutant.path for mutant in every if mutant.name in known)
     survived = Counter(mutant.path for mutant in survivors)
-    print("| file | faults | found |", "|---|---|---|", sep="\n")
+    print("| file | faults | found | listed |", "|---|---|---|---|", sep="\n")
     for path, number in faults.items():
-        print(f"| `{path}` | {number} | {number - survived[path]} |")
-    known = KNOWN.read_text(encoding="utf-8")
-    fresh = [one for one in survivors if f"`{one.path} {one.fault}`" not in known]
-    for mutant in fresh:
-        print(f"survives: {mutant}")
-    return 1 if fresh else 0
+        found = number - listed[path] - survived[path]
+        print(f"| `{path}` | {number} | {found} | {listed[path]} |")
+
+
+def told(what: str, mutants: list[Mutant]) -> int:
+    """Prints them; 1 if there are any."""
+    for mutant in mutants:
+        print(f"{what}: {mutant}")
+    return 1 if mutants else 0
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+
+NO_LINES = range(0)
 
 
 class Mutant(NamedTuple):
@@ -20,6 +23,11 @@ class Mutant(NamedTuple):
     fault: str
     #: Python as a tree, with the lines of the original; SQL as text.
     make: Callable[[], ast.Module | str]
+
+    @property
+    def name(self) -> str:
+        """As docs/mutants.md lists it; without the line it outlives changes."""
+        return f"{self.path} {self.fault}"
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} {self.fault}"
@@ -56,33 +64,54 @@ _SILENT = {"__repr__", "__str__"}
 def of_python(path: str, text: str) -> Iterator[Mutant]:
     """The faults of a module: a wrong operator, a missing statement, another value."""
     tree = ast.parse(text)
-    silent, lines = _silent(tree), _lines(tree)
-    for place, node in enumerate(ast.walk(tree)):
+    silent = _silent(tree)
+    places = {id(node): place for node, place in _places(tree, _Place())}
+    said: Counter[str] = Counter()
+    for number, node in enumerate(ast.walk(tree)):
         if node in silent:
             continue
-        for number, fault in enumerate(_faults(node)):
+        for part, fault in enumerate(_faults(node)):
+            place = places[id(node)]
+            shown = f"{place.name} {fault}: {_short(node)}".strip()
+            if isinstance(node, ast.Constant):
+                shown += f" in {_short(place.statement)}"
+            said[shown] += 1
+            if said[shown] > 1:
+                shown += f" ({said[shown]})"
             line = getattr(node, "lineno", 0)
-            make = partial(_with_fault, text, place, fault, number)
-            yield Mutant(
-                path, line, lines.get(node, range(0)), f"{fault}: {_short(node)}", make
-            )
+            make = partial(_with_fault, text, number, fault, part)
+            yield Mutant(path, line, place.lines, shown, make)
 
 
-def _with_fault(text: str, place: int, fault: str, number: int) -> ast.Module:
+def _with_fault(text: str, number: int, fault: str, part: int) -> ast.Module:
     tree = ast.parse(text)
-    node = next(node for i, node in enumerate(ast.walk(tree)) if i == place)
-    _FAULTS[fault](node, number)
+    node = next(node for i, node in enumerate(ast.walk(tree)) if i == number)
+    _FAULTS[fault](node, part)
     return ast.fix_missing_locations(tree)
 
 
-def _lines(tree: ast.AST) -> dict[ast.AST, range]:
-    """For each node the lines of the innermost function that it is in."""
-    found: dict[ast.AST, range] = {}
-    for function in ast.walk(tree):  # the outer ones first
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = range(function.lineno, (function.end_lineno or 0) + 1)
-            found |= dict.fromkeys(ast.walk(function), lines)
-    return found
+class _Place(NamedTuple):
+    """Where a node is: the function or class, its lines, and the statement."""
+
+    name: str = ""
+    lines: range = NO_LINES
+    statement: ast.AST = ast.Pass()
+
+
+def _places(parent: ast.AST, around: _Place) -> Iterator[tuple[ast.AST, _Place]]:
+    for node in ast.iter_child_nodes(parent):
+        place = around
+        if isinstance(node, ast.stmt):
+            place = place._replace(statement=node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            lines = range(node.lineno, (node.end_lineno or 0) + 1)
+            place = _Place(
+                f"{place.name}.{node.name}".removeprefix("."),
+                NO_LINES if isinstance(node, ast.ClassDef) else lines,
+                node,
+            )
+        yield node, place
+        yield from _places(node, place)
 
 
 def _faults(node: ast.AST) -> Iterator[str]:
@@ -102,7 +131,7 @@ def _faults(node: ast.AST) -> Iterator[str]:
             yield "always"
         case ast.Constant(value=bool() | int() | float()):
             yield "value"
-        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+        case ast.Return(value=ast.expr() as value) if not _is_no(value):
             yield "returns None"
         case ast.Raise():
             yield "left out"
@@ -182,8 +211,9 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
-def _is_none(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_no(node: ast.AST) -> bool:
+    """None or False, which answer the same."""
+    return isinstance(node, ast.Constant) and node.value in (None, False)
 
 
 def _short(node: ast.AST) -> str:
@@ -206,6 +236,7 @@ def of_sql(path: str, text: str) -> Iterator[Mutant]:
     """Each condition of the statements taken out in turn."""
     words = [(match[0], match.start()) for match in _WORD.finditer(text)]
     heading = ""
+    said: Counter[str] = Counter()
     for index, (word, start) in enumerate(words):
         if word.startswith("-- ") and word.endswith(" --"):
             heading = word.strip("- ")
@@ -219,8 +250,11 @@ def of_sql(path: str, text: str) -> Iterator[Mutant]:
             if shown:
                 line = text.count("\n", 0, start) + 1
                 fault = f"{heading}: without {word} {shown}"
+                said[fault] += 1
+                if said[fault] > 1:
+                    fault += f" ({said[fault]})"
                 make = partial(str, faulty)
-                yield Mutant(path, line, range(0), fault, make)
+                yield Mutant(path, line, NO_LINES, fault, make)
 
 
 def _is_range(words: list[tuple[str, int]], index: int) -> bool:
