@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import presence_of_element_located
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.conftest import Browser
@@ -179,3 +180,14 @@ def test_pictures_follow_the_page(site: Path, browser: Any) -> None:
         shown |= names
 
     assert shown == {path.name for path in (DOCS / "pictures").glob("*.svg")}
+
+
+def test_pages_are_as_dark_as_the_system(served: str, browser: Any) -> None:
+    """Also where the first visit was by day, as long as nobody has chosen."""
+    for scheme, wanted in {"light": "default", "dark": "slate"}.items():
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(f"{served}/index.html")
+        shown = f"body[data-md-color-scheme={wanted}]"
+        found = presence_of_element_located((By.CSS_SELECTOR, shown))
+        WebDriverWait(browser, 20).until(found)
