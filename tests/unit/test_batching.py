@@ -393,7 +393,7 @@ async def test_they_can_be_kept_apart(make: Maker, database: Database):
 
 
 async def test_nothing_is_left_behind(make: Maker, database: Database):
-    """When all is answered there is no task, no timer and no waiter any more."""
+    """When all is answered there is no task and no waiter any more."""
     batcher = make(lanes=2)
     tasks = submit(batcher, "a")
     await database.batches(1)
@@ -406,4 +406,28 @@ async def test_nothing_is_left_behind(make: Maker, database: Database):
     assert not batcher._queue
     assert not batcher._under_way
     assert not batcher._abandoned
-    assert batcher._patience_timer is None
+    assert batcher._patience is None
+
+
+async def test_what_waits_in_the_queue_is_answered_by_its_own_deadline(
+    make: Maker, database: Database
+):
+    """However long the queries before it may take, and whoever came first."""
+    batcher = make(lanes=1)
+    loop = asyncio.get_running_loop()
+    first = batcher.submit("a", "a")
+    await database.batches(1)
+    patient = batcher.submit("b", "b", loop.time() + 10)
+    hasty = batcher.submit("c", "c", loop.time() + 0.05)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable, match="in time"):
+            await hasty
+    assert not first.done()
+    assert not patient.done()
+
+    database.answer(0)
+    await database.batches(2)
+    assert {"b": "b"} == database.sent[1]
+    database.answer(1)
+    assert ["a!", "b!"] == [await first, await patient]

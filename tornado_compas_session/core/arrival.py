@@ -45,6 +45,11 @@ class Presented(NamedTuple):
     outdated: bool
 
 
+def opens(shown: Presented, record: SessionRecord) -> bool:
+    """Whether what the browser has shown is the row's current secret."""
+    return hmac.compare_digest(shown.secret_hash, record.secret_hash)
+
+
 Reader = tuple[Callable[[Iterable[str]], list[str]], Callable[[str], Presented | None]]
 
 
@@ -151,22 +156,17 @@ class Doorkeeper:
             record = records[each.handle]
             if record is None:
                 continue
-            if hmac.compare_digest(each.secret_hash, record.secret_hash):
+            if opens(each, record):
                 opened[each.handle] = record, each
             elif self._is_former(record, each.secret_hash, waited):
                 opened.setdefault(each.handle, (record, each))
             else:
                 strangers.append(record)
-        chosen = self._choose(session, opened)
+        chosen = self._choose(opened)
         if chosen is not None:
             record, each = chosen
             session.start(record)
-            session.life.found(
-                record,
-                each.secret_hash,
-                outdated=each.outdated,
-                supersedes=self._is_lost(record, waited),
-            )
+            self.let_in(session, record, each, waited)
         elif opened:
             return
         for record in strangers:
@@ -180,9 +180,19 @@ class Doorkeeper:
         if not opened and not strangers:
             session.life.found_nothing(waited)
 
+    def let_in(
+        self, session: Session, record: SessionRecord, shown: Presented, waited: float
+    ) -> None:
+        """The session is of this row, which was opened by what was shown."""
+        session.life.found(
+            record,
+            shown.secret_hash,
+            outdated=shown.outdated,
+            supersedes=self._is_lost(record, waited),
+        )
+
     def _choose(
         self,
-        session: Session,
         opened: Mapping[str, tuple[SessionRecord, Presented]],
     ) -> tuple[SessionRecord, Presented] | None:
         """
@@ -226,9 +236,8 @@ class Doorkeeper:
         Without this nobody could sign in to the session any more, nor renew its cookie:
         both need the current secret, and nobody has it.
         """
-        return record.shown is None and (
-            record.now - waited >= record.turned + 2 * self.options.regenerate_grace
-        )
+        since = record.turned + 2 * self.options.regenerate_grace
+        return record.shown is None and record.now - waited >= since
 
     def _is_fresh(self, record: SessionRecord, waited: float) -> bool:
         since = record.turned if record.shown is None else record.shown

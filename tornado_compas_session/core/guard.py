@@ -23,7 +23,7 @@ class Guard:
     can pass for an anonymous visitor.
 
     `trouble` is the store's own, where it has one: then it has told already what it
-    raised itself.
+    raised itself. A future that a store returns it answers by the deadline itself.
     """
 
     def __init__(self, timeout: float, trouble: Trouble | None = None) -> None:
@@ -40,7 +40,10 @@ class Guard:
     async def __call__(self, work: Awaitable[T], kind: str = "writes") -> T:
         """Awaits the store; raises nothing but what is ours."""
         try:
-            result = await self._deadlines.run(work)
+            if type(work) is asyncio.Future:
+                result: T = await work
+            else:
+                result = await self._deadlines.run(work)
         except StoreError as error:
             if self._tells:
                 self.trouble.failed(kind, error)
@@ -61,7 +64,7 @@ class Guard:
         except Exception as error:
             failed = f"the session store failed: {type(error).__name__}"
             raise self._met(kind, StoreError(failed)) from error
-        if self._tells and self.trouble.now is not None:
+        if self._tells:
             self.trouble.worked(kind)
         return result
 

@@ -24,64 +24,41 @@ _OF_THE_RESPONSE = {"_finished", "_headers_left", "renews_cookie", "unreachable"
 class Life:
     """The life of one session within one request (or one open WebSocket)."""
 
-    __slots__ = (
-        "_doomed",
-        "_finished",
-        "_gone_at",
-        "_headers_left",
-        "_in_cookie",
-        "_secret",
-        "_tried",
-        "clears",
-        "current",
-        "outdated",
-        "record",
-        "regenerating",
-        "renewed",
-        "renews_cookie",
-        "several",
-        "shows",
-        "strange",
-        "strange_user",
-        "superseding",
-        "unreachable",
-    )
-
-    def __init__(self) -> None:
-        #: The row, as it was last seen; None while there is none.
-        self.record: SessionRecord | None = None
-        #: Whether this request has the secret that opens it now, not the one before.
-        self.current = False
-        #: The secret before this one, where it counts as the current one.
-        self.superseding: bytes | None = None
-        #: The hash that the browser presented, where it is yet to be noted that it did.
-        self.shows: bytes | None = None
-        #: Its cookie is signed by an older key or came under an older name.
-        self.outdated = False
-        #: Several cookies of the name came: the others are cleared with the next one.
-        self.several = False
-        #: `regenerate()` was called.
-        self.regenerating = False
-        #: The response clears the cookie: this request has ended the session.
-        self.clears = False
-        #: The row was written since it was read, which has extended its life.
-        self.renewed = False
-        #: Whether this response may take a renewed cookie along.
-        self.renews_cookie = True
-        #: Why no cookie can reach the browser, where none can.
-        self.unreachable: str | None = None
-        #: The row has moved on to another secret or visitor: nothing is written to it.
-        self.strange = False
-        self.strange_user: str | None = None
-        self._gone_at: float | None = None
-        self._doomed: SessionRecord | None = None
-        #: The secret that this request made and committed; and the handle and secret of
-        #: a try that is not known to be committed.
-        self._secret: str | None = None
-        self._tried: tuple[str, str] | None = None
-        self._headers_left: str | None = None
-        self._in_cookie = False
-        self._finished: str | None = None
+    #: The row, as it was last seen; None while there is none.
+    record: SessionRecord | None = None
+    #: Whether this request has the secret that opens it now, not the one before.
+    current = False
+    #: The secret before this one, where it counts as the current one.
+    superseding: bytes | None = None
+    #: The hash that the browser presented, where it is yet to be noted that it did.
+    shows: bytes | None = None
+    #: Its cookie is signed by an older key or came under an older name.
+    outdated = False
+    #: Several cookies of the name came: the others are cleared with the next one.
+    several = False
+    #: `regenerate()` was called.
+    regenerating = False
+    #: The response clears the cookie: this request has ended the session.
+    clears = False
+    #: The row was written since it was read, which has extended its life.
+    renewed = False
+    #: Whether this response may take a renewed cookie along.
+    renews_cookie = True
+    #: Why no cookie can reach the browser, where none can.
+    unreachable: str | None = None
+    #: The row has moved on to another secret or visitor: nothing is written to it.
+    strange = False
+    strange_user: str | None = None
+    #: The row that is to be deleted.
+    doomed: SessionRecord | None = None
+    #: The secret that the browser is yet to be sent: this request has committed it.
+    secret: str | None = None
+    #: The handle and secret of a try that is not known to be committed.
+    _tried: tuple[str, str] | None = None
+    _gone_at: float | None = None
+    _in_cookie = False
+    _headers_left: str | None = None
+    _finished: str | None = None
 
     # ── how it begins ────────────────────────────────────────────────────────────
 
@@ -181,22 +158,17 @@ class Life:
 
     def end(self) -> None:
         """The row is to be deleted; from now on this is a new session."""
-        self._doomed = self._doomed or self.record
+        self.doomed = self.doomed or self.record
         self._forget()
-
-    @property
-    def doomed(self) -> SessionRecord | None:
-        """The row that is to be deleted."""
-        return self._doomed
 
     def ended(self, *, done: bool) -> None:
         """It was deleted, or else was somebody else's by then: that is done as well."""
-        self._doomed = None
+        self.doomed = None
         self.clears = self.clears or done
 
     def spare(self) -> None:
         """The row is not to be deleted after all: the request failed."""
-        self._doomed = None
+        self.doomed = None
 
     @property
     def may_regenerate(self) -> bool:
@@ -204,7 +176,7 @@ class Life:
         Whether a new secret would do any good: this request has the current one, and
         has not made one already that the browser is yet to be sent.
         """
-        return self.current and self._secret is None
+        return self.current and self.secret is None
 
     def regeneration_done(self) -> None:
         """There is nothing left to do of what `regenerate()` asked for."""
@@ -227,7 +199,7 @@ class Life:
     def created(self, record: SessionRecord) -> None:
         """The row was made, or found to be made, with the secret that was drawn."""
         if self._tried is None:  # the session was ended meanwhile
-            self._doomed = record
+            self.doomed = record
             return
         self.record = record
         self.renewed = True
@@ -236,8 +208,8 @@ class Life:
     def regenerated(self, saved: Saved, secret: NewSecret) -> None:
         """The row has the secret that was drawn."""
         if self.record is None:  # the session was ended meanwhile
-            if self._doomed is not None:
-                self._doomed = self._doomed.turned_to(secret, saved)
+            if self.doomed is not None:
+                self.doomed = self.doomed.turned_to(secret, saved)
             return
         self.record = self.record.turned_to(secret, saved)
         self.renewed = True
@@ -245,7 +217,7 @@ class Life:
 
     def _take_secret(self) -> None:
         assert self._tried is not None
-        self._secret, self._tried = self._tried[1], None
+        self.secret, self._tried = self._tried[1], None
         self.current = True
         self.shows = self.superseding = None
         self.regenerating = self.outdated = self.clears = False
@@ -282,13 +254,12 @@ class Life:
 
     def checkpoint(self) -> dict[str, Any]:
         """What the row has to do with, as it is now, for `roll_back`."""
-        names = set(self.__slots__) - _OF_THE_RESPONSE
-        return {name: getattr(self, name) for name in names}
+        return dict(vars(self))
 
     def roll_back(self, checkpoint: dict[str, Any], record: SessionRecord) -> None:
         """As it was at the checkpoint, with the row as it was read since."""
-        for name, value in checkpoint.items():
-            setattr(self, name, value)
+        response = {k: v for k, v in vars(self).items() if k in _OF_THE_RESPONSE}
+        self.__dict__ = checkpoint | response
         self.seen(record)
 
     def unbound(self) -> None:
@@ -297,15 +268,10 @@ class Life:
         self.strange = False
 
     def _forget(self) -> None:
-        self.record = self.shows = self._secret = self._tried = None
+        self.record = self.shows = self.secret = self._tried = None
         self.current = self.outdated = self.regenerating = False
 
     # ── what the browser is to be told ───────────────────────────────────────────
-
-    @property
-    def secret(self) -> str | None:
-        """The secret that the browser is yet to be sent: only a new one is."""
-        return self._secret
 
     @property
     def clears_cookie(self) -> bool:
@@ -325,7 +291,7 @@ class Life:
         """Whether there is nothing to save, renew, end or clear."""
         return (
             self.record is None
-            and self._doomed is None
+            and self.doomed is None
             and self._gone_at is None
             and not self.clears
         )

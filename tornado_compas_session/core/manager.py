@@ -17,6 +17,7 @@ from tornado_compas_session.core.arrival import (
     Doorkeeper,
     Presented,
     ReuseHook,
+    opens,
 )
 from tornado_compas_session.core.commit import Committer
 from tornado_compas_session.core.departure import Departures
@@ -102,11 +103,18 @@ class SessionManager:
         An id that the store does not know is never adopted. `waited` is how many
         seconds ago the request began to come in. Raises `StoreError`.
         """
-        handles = list(dict.fromkeys(each.handle for each in presented))
-        if len(handles) == 1:
-            records = {handles[0]: await self._keeper.load(handles[0])}
+        load = self._keeper.load
+        if len(presented) == 1:
+            [each] = presented
+            record = await load(each.handle)
+            if record is not None and opens(each, record):  # as nearly always
+                session = Session(self._keeper, record)
+                self._door.let_in(session, record, each, waited)
+                return session
+            records = {each.handle: record}
         else:
-            found = await asyncio.gather(*map(self._keeper.load, handles))
+            handles = list(dict.fromkeys(each.handle for each in presented))
+            found = await asyncio.gather(*map(load, handles))
             records = dict(zip(handles, found, strict=True))
         session = self.session()
         await self._door.admit(session, presented, records, waited)

@@ -4,7 +4,7 @@ The two seams of the library, in words: where drivers plug in, and where stores 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -126,19 +126,20 @@ class SessionStore(Protocol):
       failed; the write may have happened or not. After `StoreUnavailable` for a time
       limit it does not happen later.
     - `deadline` is the loop's time by which the caller wants to know; what cannot end
-      by then is not begun.
+      by then is not begun. Where a call returns an `asyncio.Future`, the store answers
+      it by then itself; of any other awaitable the caller keeps the time.
     """
 
-    async def load(
+    def load(
         self, handle: str, *, deadline: float | None = None
-    ) -> SessionRecord | None:
+    ) -> Awaitable[SessionRecord | None]:
         """
         The live session of this name, or None. Reading is no use: it never extends.
 
         Whether a secret opens it is for the caller to compare.
         """
 
-    async def create(
+    def create(
         self,
         handle: str,
         secret_hash: bytes,
@@ -146,20 +147,20 @@ class SessionStore(Protocol):
         identity: Identity | None = None,
         *,
         deadline: float | None = None,
-    ) -> Saved:
+    ) -> Awaitable[Saved]:
         """Makes a session; raises `HandleTaken`, changing nothing, if it is there."""
 
-    async def save(
+    def save(
         self,
         handle: str,
         epoch: int,
         change: SessionChange,
         *,
         deadline: float | None = None,
-    ) -> Saved | None:
+    ) -> Awaitable[Saved | None]:
         """Merges the change into the live session; None if it is not there."""
 
-    async def regenerate(
+    def regenerate(
         self,
         handle: str,
         epoch: int,
@@ -167,14 +168,14 @@ class SessionStore(Protocol):
         change: SessionChange,
         *,
         deadline: float | None = None,
-    ) -> Saved | None:
+    ) -> Awaitable[Saved | None]:
         """
         Gives the live session a new secret, atomically with the change.
 
         None if it is not there, or has another secret than `secret.mine`.
         """
 
-    async def increment(
+    def increment(
         self,
         handle: str,
         epoch: int,
@@ -183,7 +184,7 @@ class SessionStore(Protocol):
         change: SessionChange,
         *,
         deadline: float | None = None,
-    ) -> Incremented | None:
+    ) -> Awaitable[Incremented | None]:
         """
         Adds a number (as JSON text) to the one under a key; absent counts as 0.
 
@@ -191,9 +192,9 @@ class SessionStore(Protocol):
         not there; raises `SessionDataError` if the key holds anything but a number.
         """
 
-    async def delete(
+    def delete(
         self, handle: str, epoch: int, *, deadline: float | None = None
-    ) -> bool:
+    ) -> Awaitable[bool]:
         """Ends the session; False if it was not there, which is fine."""
 
     def lock(

@@ -92,13 +92,16 @@ class Session(Content):
         self.planned: Any = None
         #: What a block of `lock()` failed with in which the response was finished.
         self.block_error: BaseException | None = None
-        self.start(record)
+        self._start(record)
 
     def start(self, record: SessionRecord | None) -> None:
         """Forgets the content, and starts from a stored session or from none."""
+        dict.clear(self)
+        self._start(record)
+
+    def _start(self, record: SessionRecord | None) -> None:
         self.ledger = Ledger(None if record is None else record.data)
         self._opened = record is None
-        dict.clear(self)
         self.own_set = False
         self.own_idle = None if record is None else record.own_idle
         self.own_absolute = None if record is None else record.own_absolute

@@ -44,6 +44,8 @@ class Trouble:
     def failed(self, kind: str, error: StoreError, requests: int = 1) -> None:
         """So many requests met this error."""
         loop = asyncio.get_running_loop()
+        if isinstance(error, LockTimeout):
+            kind = "locks"
         if not self._now:
             self._began, self._requests = loop.time(), 0
             self._said.clear()
@@ -61,10 +63,10 @@ class Trouble:
 
     def worked(self, kind: str) -> None:
         """Something of this kind has worked; cheap while all is well."""
-        kinds = {kind, "locks"} if kind == "writes" else {kind}
-        if kinds & self._now.keys():
+        if self._now:
+            kinds = {kind, "locks"} if kind == "writes" else {kind}
             self._worked |= kinds & self._now.keys()
-            if self._timer is None:
+            if self._worked and self._timer is None:
                 self._watch(_QUIET)
 
     def watch(self, kind: str) -> Watch:
@@ -116,10 +118,7 @@ class Watch:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            if self._trouble.now is not None:
-                self._trouble.worked(self._kind)
-        elif isinstance(error, LockTimeout):
-            self._trouble.failed("locks", error)
+            self._trouble.worked(self._kind)
         elif isinstance(error, StoreError):
             self._trouble.failed(self._kind, error)
 

@@ -48,10 +48,18 @@ Result = TypeVar("Result")
 class Shared(Generic[Item, Result]):
     """Requests of one kind, by the handle of their session."""
 
+    #: What ails the store where it fails: "reads", "writes".
+    kind = "writes"
+
     def __init__(self, database: Database, limits: dict[str, Any]) -> None:
         self._database = database
         self.batcher: Batcher[Item, Result] = Batcher(
-            self._send, join=self._join, timeout=database.timeout, **limits
+            self._send,
+            join=self._join,
+            timeout=database.timeout,
+            trouble=database.trouble,
+            kind=self.kind,
+            **limits,
         )
 
     def submit(
@@ -77,6 +85,8 @@ class Shared(Generic[Item, Result]):
 
 class Loads(Shared[str, SessionRecord | None]):
     """Reading; its items are the handles themselves."""
+
+    kind = "reads"
 
     async def _send(self, items: dict[str, str], seconds: float) -> dict[str, Any]:
         read, handles = self._database.read, list(items)

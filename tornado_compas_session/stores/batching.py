@@ -14,11 +14,13 @@ then is not begun, and what is begun is told how long it may take; so what was a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.exceptions import StoreError, StoreUnavailable
 
 Item = TypeVar("Item")
@@ -37,13 +39,8 @@ class Each(tuple[Any, ...]):
     __slots__ = ()
 
 
-class _Entry(NamedTuple):
-    key: Hashable
-    item: Any
-    waiter: Waiter
-    deadline: float
-    #: By when its query has to be over, so that its waiter hears of that in time.
-    ends: float
+#: Its key, the item, who waits, by when it is answered, and by when its query is over.
+Entry = tuple[Hashable, Any, Waiter, float, float]
 
 
 def time_for(now: float, timeout: float, deadline: float | None) -> tuple[float, float]:
@@ -75,25 +72,11 @@ class Batcher(Generic[Item, Result]):
     #: One query after the other makes the largest batches and costs the least, but a
     #: slow one must not hold up the others.
     patience = 0.02
-
-    __slots__ = (
-        "_abandoned",
-        "_apart",
-        "_join",
-        "_looked_at",
-        "_patience_timer",
-        "_queue",
-        "_send",
-        "_under_way",
-        "batches",
-        "items",
-        "lanes",
-        "max_batch",
-        "max_waiting",
-        "on_batch",
-        "seconds",
-        "timeout",
-    )
+    #: How many queries have ended, the items in them, and the seconds they took.
+    batches = items = 0
+    seconds = 0.0
+    #: Called with the size of a batch, its seconds, and what it met.
+    on_batch: Callable[[int, float, BaseException | None], None] | None = None
 
     def __init__(
         self,
@@ -104,6 +87,8 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_waiting: int,
         timeout: float,
+        trouble: Trouble | None = None,
+        kind: str = "reads",
     ) -> None:
         self._send = send
         self._join = join
@@ -111,15 +96,18 @@ class Batcher(Generic[Item, Result]):
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.timeout = timeout
+        #: Hears how it goes, as this kind of work.
+        self._trouble = Trouble() if trouble is None else trouble
+        self._kind = kind
         self._apart = False
-        #: How many queries have ended, the items in them, and the seconds they took.
-        self.batches, self.items, self.seconds = 0, 0, 0.0
-        #: Called with the size of a batch, its seconds, and what it met.
-        self.on_batch: Callable[[int, float, BaseException | None], None] | None = None
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[Entry] = deque()
         self._looked_at: Waiter | None = None
-        self._patience_timer: asyncio.TimerHandle | None = None
-        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle | None] = {}
+        self._patience: asyncio.TimerHandle | None = None
+        #: The queries under way: who waits for each, and until when.
+        self._under_way: dict[asyncio.Task[None], tuple[list[Waiter], float]] = {}
+        #: One timer for all deadlines, at the first of them; and when that is.
+        self._clock: asyncio.TimerHandle | None = None
+        self._rings = math.inf
         # Tasks that were given up: kept until they end, or they would be collected.
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -136,50 +124,81 @@ class Batcher(Generic[Item, Result]):
     def submit(
         self, key: Hashable, item: Item, deadline: float | None = None
     ) -> asyncio.Future[Result]:
-        """The outcome for this item; or what its batch, or it alone, met."""
-        if len(self._queue) >= self.max_waiting:
-            raise StoreUnavailable(
-                f"{len(self._queue)} requests are waiting for the session store already"
-            )
+        """
+        The outcome for this item; or what its batch, or it alone, met.
+
+        It is there by the deadline (by the loop's clock), and `timeout` seconds from
+        now: at the latest `StoreUnavailable` is.
+        """
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
+        if len(self._queue) >= self.max_waiting:
+            many = f"{len(self._queue)} requests are waiting for the session store"
+            self._fail([waiter], StoreUnavailable(f"{many} already"))
+            return waiter
         until, ends = time_for(loop.time(), self.timeout, deadline)
-        self._queue.append(_Entry(key, item, waiter, until, ends))
+        if until < self._rings:
+            self._ring_at(until, loop)
+        self._queue.append((key, item, waiter, until, ends))
         if len(self._under_way) < self.lanes:
             if self._apart or not self._under_way:
-                self._start()
-            elif self._patience_timer is None:
-                self._watch()
+                self._start(loop)
+            elif self._patience is None:
+                self._watch(loop)
         return waiter
 
     def keep_apart(self, lanes: int) -> None:
         """From now on one item a query, and so many queries side by side."""
         self._apart, self.lanes, self.max_batch = True, lanes, 1
 
-    def _watch(self) -> None:
-        """Looks after a while whether the first in the queue is still waiting."""
-        self._looked_at = self._queue[0].waiter
-        self._patience_timer = asyncio.get_running_loop().call_later(
-            self.patience, self._look
-        )
+    # ── what is late ─────────────────────────────────────────────────────────────
 
-    def _look(self) -> None:
-        self._patience_timer = None
-        if self._queue and self._queue[0].waiter is self._looked_at:
-            self._start()
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks after a while whether the first in the queue is still waiting."""
+        self._looked_at = self._queue[0][2]
+        self._patience = loop.call_later(self.patience, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._patience = None
+        if self._queue and self._queue[0][2] is self._looked_at:
+            self._start(loop)
         self._looked_at = None
         if self._queue and len(self._under_way) < self.lanes:
-            self._watch()
+            self._watch(loop)
 
-    def _start(self) -> None:
+    def _ring_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+        self._rings, self._clock = when, loop.call_at(when, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answers those whose deadline has come."""
+        now, self._rings, self._clock = loop.time(), math.inf, None
+        for task, (waiters, until) in list(self._under_way.items()):
+            if until <= now:
+                self._fail(waiters, _too_late())
+                # Not awaited: a driver may take long to cancel. The lane is free
+                # meanwhile, and the pool's size bounds what is stuck.
+                self._abandoned.add(task)
+                task.cancel()
+                self._free(task, loop)
+        self._fail([entry[2] for entry in self._queue if entry[3] <= now], _too_late())
+        untils = [until for _, until in self._under_way.values()]
+        untils += [entry[3] for entry in self._queue if entry[3] > now]
+        if untils:
+            self._ring_at(min(untils), loop)
+
+    # ── a batch ──────────────────────────────────────────────────────────────────
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Opens a lane for the next batch."""
-        task = asyncio.get_running_loop().create_task(self._run())
-        self._under_way[task] = None
+        task = loop.create_task(self._run(loop))
+        self._under_way[task] = [], math.inf
         task.add_done_callback(self._ended)
 
     def _next(
         self, now: float
-    ) -> tuple[dict[Hashable, Item], dict[Any, Any], float, float]:
+    ) -> tuple[dict[Hashable, Item], dict[Hashable, list[Waiter]], float, float]:
         """
         The next batch: its items, who waits for each, their first deadline, and by when
         its query has to be over.
@@ -190,11 +209,11 @@ class Batcher(Generic[Item, Result]):
         first = over = now + self.timeout
         while queue and len(items) < self.max_batch:
             entry = queue.popleft()
-            key, item, waiter, deadline, ends = entry
-            if waiter.done():  # gone: cancelled while it waited
+            key, item, waiter, until, ends = entry
+            if waiter.done():  # gone: cancelled, or out of time, while it waited
                 continue
             if ends <= now:
-                _fail([waiter], _too_late())
+                self._fail([waiter], _too_late())
                 continue
             if key not in items:
                 items[key] = item
@@ -206,20 +225,23 @@ class Batcher(Generic[Item, Result]):
                     continue
                 items[key] = joined
                 waiters[key].append(waiter)
-            first, over = min(first, deadline), min(over, ends)
+            if until < first:
+                first = until
+            if ends < over:
+                over = ends
         queue.extendleft(reversed(later))
         return items, waiters, first, over
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         # Not before this task's turn: what else came in by then goes with it.
         items, waiters, until, over = self._next(now)
         if not items:
             return
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         assert task is not None
-        self._under_way[task] = loop.call_at(until, self._give_up, task, waiters)
+        everyone = [waiter for group in waiters.values() for waiter in group]
+        self._under_way[task] = everyone, until
         try:
             outcomes = await self._send(items, over - now)
         except BaseException as error:
@@ -227,20 +249,14 @@ class Batcher(Generic[Item, Result]):
             if isinstance(error, asyncio.CancelledError):
                 # Ours after the time limit, or a driver's whose other caller left.
                 error = StoreUnavailable("the query of the session store was cancelled")
-            for group in waiters.values():
-                _fail(group, error)
+            self._fail(everyone, error)
             if not isinstance(error, Exception):
                 raise
             return
         self._count(len(items), loop.time() - now)
+        self._trouble.worked(self._kind)
         for key, group in waiters.items():
-            outcome = outcomes.get(key)
-            if isinstance(outcome, asyncio.Task):
-                outcome.add_done_callback(partial(_relay, group))
-            elif isinstance(outcome, Exception):
-                _fail(group, outcome)
-            else:
-                _tell(group, outcome)
+            self._tell(group, outcomes.get(key))
 
     def _count(
         self, size: int, seconds: float, error: BaseException | None = None
@@ -251,49 +267,46 @@ class Batcher(Generic[Item, Result]):
         if self.on_batch is not None:
             self.on_batch(size, seconds, error)
 
-    def _give_up(
-        self, task: asyncio.Task[None], waiters: dict[Hashable, list[Waiter]]
-    ) -> None:
-        error = _too_late()
-        for group in waiters.values():
-            _fail(group, error)
-        # Not awaited: a driver may take long to cancel. The lane is free meanwhile, and
-        # the pool's size bounds what is stuck.
-        self._abandoned.add(task)
-        task.cancel()
-        self._free(task)
-
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._abandoned.discard(task)
-        self._free(task)
-
-    def _free(self, task: asyncio.Task[None]) -> None:
         if task in self._under_way:
-            timer = self._under_way.pop(task)
-            if timer is not None:
-                timer.cancel()
-            if self._queue:
-                self._start()
+            self._free(task, task.get_loop())
 
+    def _free(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+        del self._under_way[task]
+        if self._queue:
+            self._start(loop)
 
-def _too_late() -> StoreUnavailable:
-    return StoreUnavailable("the session store did not answer in time")
-
-
-def _tell(group: list[Waiter], outcome: Any) -> None:
-    each = outcome if isinstance(outcome, Each) else (outcome,) * len(group)
-    for waiter, own in zip(group, each, strict=True):
-        if waiter.done():
-            continue
-        if isinstance(own, Exception):
-            _fail([waiter], own)
+    def _tell(self, group: list[Waiter], outcome: Any) -> None:
+        if isinstance(outcome, asyncio.Task):
+            outcome.add_done_callback(partial(self._relay, group))
+        elif isinstance(outcome, Exception):
+            self._fail(group, outcome)
+        elif isinstance(outcome, Each):
+            for waiter, own in zip(group, outcome, strict=True):
+                self._tell([waiter], own)
         else:
-            waiter.set_result(own)
+            for waiter in group:
+                if not waiter.done():
+                    waiter.set_result(outcome)
 
+    def _relay(self, group: list[Waiter], task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            cancelled = "the query of the session store was cancelled"
+            self._fail(group, StoreUnavailable(cancelled))
+        elif error := task.exception():
+            self._fail(group, error)
+        else:
+            self._trouble.worked(self._kind)
+            self._tell(group, task.result())
 
-def _fail(group: list[Waiter], error: BaseException) -> None:
-    for waiter in group:
-        if not waiter.done():
+    def _fail(self, group: list[Waiter], error: BaseException) -> None:
+        left = [waiter for waiter in group if not waiter.done()]
+        if not left:
+            return
+        if isinstance(error, StoreError):
+            self._trouble.failed(self._kind, error, len(left))
+        for waiter in left:
             # Each waiter raises its own, or their tracebacks would run together.
             own = error
             if isinstance(error, StoreError):
@@ -302,10 +315,5 @@ def _fail(group: list[Waiter], error: BaseException) -> None:
             waiter.set_exception(own)
 
 
-def _relay(group: list[Waiter], task: asyncio.Task[Any]) -> None:
-    if task.cancelled():
-        _fail(group, StoreUnavailable("the query of the session store was cancelled"))
-    elif error := task.exception():
-        _fail(group, error)
-    else:
-        _tell(group, task.result())
+def _too_late() -> StoreUnavailable:
+    return StoreUnavailable("the session store did not answer in time")

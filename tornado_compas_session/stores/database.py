@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from tornado_compas_session.core.protocols import Connection, Pool, Row
+from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.exceptions import (
     ConnectionLost,
     SessionDataError,
@@ -51,6 +52,8 @@ class Database:
         self.pool: Pool = as_pool(pool, timeout=timeout)
         self.sql = statements()
         self.timeout = timeout
+        #: Knows what ails the database, and logs its beginning and its end.
+        self.trouble = Trouble()
         #: How many connections the pool has at most.
         self.size: int = getattr(self.pool, "size", 4)
         self._abandoned: set[asyncio.Future[Any]] = set()
@@ -62,6 +65,7 @@ class Database:
             max_batch=2,  # there is but one: all who wait share it
             max_waiting=max_waiting,
             timeout=timeout,
+            trouble=self.trouble,
         )
 
     @property

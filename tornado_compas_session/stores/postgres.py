@@ -10,12 +10,11 @@ hashed before they get here, so no statement, log or error ever sees one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from tornado_compas_session.core.protocols import Connection, Row
-from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.core.types import (
     Identity,
     Incremented,
@@ -75,7 +74,9 @@ class PostgresSessionStore(PostgresUserSessions):
         self.timeout = timeout
         limits = {"lanes": lanes, "max_batch": max_batch, "max_waiting": max_waiting}
         self._loads = Loads(database, limits)
-        self._rows = RowWriter(database, self._load)
+        self._rows = RowWriter(
+            database, lambda handle, until: self._loads.submit(handle, handle, until)
+        )
         self._creates = Creates(database, limits)
         self._saves = Saves(database, self._rows, limits)
         self._sums = Sums(database, self._rows, limits)
@@ -86,8 +87,7 @@ class PostgresSessionStore(PostgresUserSessions):
             "save": self._saves.batcher,
             "increment": self._sums.batcher,
         }
-        #: Knows what ails the database, and logs its beginning and its end.
-        self.trouble = Trouble()
+        self.trouble = database.trouble
         self._reads = self.trouble.watch("reads")
         self._writes = self.trouble.watch("writes")
 
@@ -162,19 +162,13 @@ class PostgresSessionStore(PostgresUserSessions):
 
     # ── SessionStore ─────────────────────────────────────────────────────────────
 
-    async def load(
+    def load(
         self, handle: str, *, deadline: float | None = None
-    ) -> SessionRecord | None:
+    ) -> Awaitable[SessionRecord | None]:
         """The live session; see `SessionStore.load`."""
-        with self._reads:
-            return await self._load(handle, deadline)
+        return self._loads.submit(handle, handle, deadline)
 
-    async def _load(
-        self, handle: str, deadline: float | None = None
-    ) -> SessionRecord | None:
-        return await self._loads.submit(handle, handle, deadline)
-
-    async def create(
+    def create(
         self,
         handle: str,
         secret_hash: bytes,
@@ -182,29 +176,37 @@ class PostgresSessionStore(PostgresUserSessions):
         identity: Identity | None = None,
         *,
         deadline: float | None = None,
-    ) -> Saved:
+    ) -> Awaitable[Saved]:
         """Makes a session; see `SessionStore.create`."""
         item = NewSession(secret_hash, change, identity)
+        if identity is None or identity.allowed is None:
+            return self._creates.submit(handle, item, deadline)
+        return self._sign_in(handle, item, identity, deadline)
+
+    async def _sign_in(
+        self,
+        handle: str,
+        item: NewSession,
+        identity: Identity,
+        deadline: float | None,
+    ) -> Saved:
+        until = self._until(deadline)
         with self._writes:
-            if identity is None or identity.allowed is None:
-                return await self._creates.submit(handle, item, deadline)
-            until = self._until(deadline)
             row = await self._sign_ins.create(handle, identity, until, new(*item))
         if row is None:
             raise HandleTaken
         return saved_of(row)
 
-    async def save(
+    def save(
         self,
         handle: str,
         epoch: int,
         change: SessionChange,
         *,
         deadline: float | None = None,
-    ) -> Saved | None:
+    ) -> Awaitable[Saved | None]:
         """Merges the change into the live session; see `SessionStore.save`."""
-        with self._writes:
-            return await self._saves.submit(handle, Save(epoch, change), deadline)
+        return self._saves.submit(handle, Save(epoch, change), deadline)
 
     async def regenerate(
         self,
@@ -227,7 +229,7 @@ class PostgresSessionStore(PostgresUserSessions):
                 )
         return None if row is None else saved_of(row)
 
-    async def increment(
+    def increment(
         self,
         handle: str,
         epoch: int,
@@ -236,11 +238,9 @@ class PostgresSessionStore(PostgresUserSessions):
         change: SessionChange,
         *,
         deadline: float | None = None,
-    ) -> Incremented | None:
+    ) -> Awaitable[Incremented | None]:
         """Adds to a number; see `SessionStore.increment`."""
-        item = Sum(epoch, change, key, (by,))
-        with self._writes:
-            return await self._sums.submit(handle, item, deadline)
+        return self._sums.submit(handle, Sum(epoch, change, key, (by,)), deadline)
 
     async def delete(
         self, handle: str, epoch: int, *, deadline: float | None = None
