@@ -565,26 +565,6 @@ def test_who_the_visitor_is_may_have_changed(edit):
     assert told
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda s: s.update(a=1),
-        lambda s: s.update(a=1, b="zürich"),
-        lambda s: s.replace({"a": 1}),
-        lambda s: s.replace({}),
-        lambda s: s.replace({"a": {"b": [1, 2, "x"]}, "€": None}),
-    ],
-)
-def test_the_size_of_a_new_session_is_exact(edit):
-    """The bytes of the JSON that is stored (ST-3)."""
-    session = make_session()
-    edit(session)
-
-    size = session.ledger.size(difference(session))
-
-    assert len(encode(dict(session)).encode()) == size
-
-
 # -- as a dict -------------------------------------------------------------------------
 
 

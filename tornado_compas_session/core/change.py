@@ -41,37 +41,25 @@ class Ledger:
     the dict that it is: past the methods of a session, which note what is handed out.
     """
 
-    __slots__ = (
-        "_complete",
-        "_exact",
-        "_known",
-        "_raw",
-        "_settled",
-        "_size",
-        "_sized",
-        "_user",
-        "untouched",
-    )
+    #: False once something was set, or handed out that could have been changed.
+    untouched = True
+    #: Set while the whole content is to be replaced, anew for each replacement.
+    _exact: object | None = None
+    #: The last difference, if nothing has been touched since and it has no value that
+    #: can change by itself.
+    _settled: Difference | None = None
 
     def __init__(self, raw: str | None) -> None:
         #: The row's data as it was read; None where there is no row.
         self._raw = raw
-        #: False once something was set, or handed out that could have been changed.
-        self.untouched = True
         #: For each key that may have changed, its text in the row (None: absent).
         self._known: dict[str, str | None] = {}
         #: Whether the row has no other keys than the known ones.
         self._complete = raw is None
-        #: Set while the whole content is to be replaced, anew for each replacement.
-        self._exact: object | None = None
-        #: The last difference, if nothing has been touched since and it has no value
-        #: that can change by itself.
-        self._settled: Difference | None = None
-        #: The last difference whose size was asked for, and that.
-        self._sized: tuple[Difference, int] = NOTHING, 0
-        #: The row's `user_id`, and the bytes of its JSON, once they were asked for.
+        #: The row's `user_id`, once it was asked for.
         self._user: JSON = _SKIP if raw is not None else None
-        self._size: int | None = None
+        #: No fewer bytes than the row's JSON has.
+        self._most = 2 if raw is None else 4 * len(raw)
 
     def decode(self) -> dict[str, JSON]:
         """The content of the row."""
@@ -105,7 +93,10 @@ class Ledger:
             self._exact = object()
 
     def difference(self, content: dict[str, JSON]) -> Difference:
-        """What to write; raises `SessionDataError` for what cannot be kept."""
+        """
+        What to write; `NOTHING` and no other if there is nothing. Raises
+        `SessionDataError` for what cannot be kept.
+        """
         if self._exact is not None:
             changed = {key: encode(value, key) for key, value in dict.items(content)}
             return Difference(changed, (), self._exact)
@@ -122,7 +113,9 @@ class Ledger:
             settled = settled and isinstance(value, IMMUTABLE)
             if (text := encode(value, key)) != before:
                 changed[key] = text
-        difference = Difference(changed, tuple(removed))
+        difference = NOTHING
+        if changed or removed:
+            difference = Difference(changed, tuple(removed))
         self._settled = difference if settled else None
         return difference
 
@@ -131,7 +124,7 @@ class Ledger:
         The row has it now. What changed while it was being written stays a difference,
         and so does what is yet to come to values that were handed out.
         """
-        self._size = self.size(difference)
+        self._most = self.at_most(difference)
         if difference.exact is not None:
             # Of a replacement that came meanwhile, the row has another content.
             self._known = dict(difference.changed)
@@ -152,39 +145,24 @@ class Ledger:
         row = decode_object(raw)
         for key in self._known:
             self._known[key] = encode(row[key]) if key in row else None
-        self._raw, self._size, self._user = raw, None, row.get("user_id")
+        self._raw, self._most, self._user = raw, 4 * len(raw), row.get("user_id")
 
     def holds(self, key: str, text: str) -> None:
         """The row has this under the key, whoever wrote it."""
         self._known[key] = text
 
-    def size(self, difference: Difference) -> int:
-        """The bytes that the row's JSON will have, once the difference is merged."""
-        if self._sized[0] is difference:
-            return self._sized[1]
-        # As if a comma followed each entry: one brace less, and a "{}" has none.
-        total = 1
-        if difference.exact is None and self.stored > 2:
-            total = self.stored
-            for key in (*difference.changed, *difference.removed):
-                before = self._known.get(key)
-                if before is not None:
-                    total -= _entry_size(key, before)
+    def at_most(self, difference: Difference) -> int:
+        """
+        No fewer bytes than the row's JSON will have, once the difference is merged: a
+        look that costs little, and spares most sessions the exact one.
+        """
+        most = self._most if difference.exact is None else 2
         for key, text in difference.changed.items():
-            total += _entry_size(key, text)
-        self._sized = difference, max(total, 2)
-        return self._sized[1]
+            # Of a key a character may need six bytes (\u0000), of a text four.
+            most += 6 * len(key) + 4 * len(text) + 4
+        return most
 
     @property
     def stored(self) -> int:
-        """The bytes of the row's JSON."""
-        if self._size is None:
-            self._size = len((self._raw or "{}").encode())
-        return self._size
-
-
-def _entry_size(key: str, text: str) -> int:
-    plain = key.isascii() and key.isidentifier()  # as most are: they need no escapes
-    quoted = len(key) + 2 if plain else len(encode(key).encode())
-    length = len(text) if text.isascii() else len(text.encode())
-    return quoted + length + 2  # a colon, a comma
+        """The bytes of the row's JSON, as it was read."""
+        return len((self._raw or "{}").encode())

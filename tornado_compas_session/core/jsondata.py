@@ -108,6 +108,12 @@ def decode_object(text: str) -> dict[str, Any]:
     return _decode(text)[0]  # type: ignore[no-any-return]
 
 
+def size_of(content: Mapping[str, Any]) -> int:
+    """How many bytes its JSON has, as `encode` writes it."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 # Digits enough for what `encode` lets pass, so that nothing is ever rounded.
 _exactly = decimal.Context(prec=9000, Emax=9000, Emin=-9000)
 

@@ -19,9 +19,12 @@ class Lifetimes:
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
         self._idle = options.idle
-        #: With so many seconds left, and no more than `_idle`, none is due that has no
-        #: idle lifetime of its own: all else only shortens them.
+        #: With more seconds left than that, and no more than `_idle`, no row is due
+        #: that has no idle lifetime of its own: all else only shortens them. Nor is a
+        #: cookie in the first `_every` seconds.
         self._recent = self._idle - self._slack(self._idle)
+        shortest = min(self._idle, options.anonymous_max_age or self._idle)
+        self._every = self._cookie_every(shortest)
 
     def of(self, session: Session) -> tuple[int, int | None]:
         """The idle and the absolute lifetime of a session, its own ones first."""
@@ -74,14 +77,27 @@ class Lifetimes:
             address=address,
         )
 
+    def is_recent(self, session: Session) -> bool:
+        """Whether neither the row nor the cookie can be due, as in most requests."""
+        record = session.life.record
+        return (
+            record is not None
+            and session.own_idle is None
+            and self._recent < record.expires - record.now <= self._idle + 1
+            and record.now - record.turned < self._every
+        )
+
+    def is_quiet(self, session: Session) -> bool:
+        """Whether a request that changes nothing has nothing to write either."""
+        life = session.life
+        return life.shows is None and not life.outdated and self.is_recent(session)
+
     def row_is_due(self, session: Session) -> bool:
         """Whether the row's expiry is to be written, because the session is used."""
         record = session.life.record
         if record is None or self.options.renew is None or session.life.renewed:
             return False
         remaining = record.expires - record.now
-        if self._recent < remaining <= self._idle and session.own_idle is None:
-            return False  # as with most requests
         idle, absolute = self.of(session)
         full: float = idle
         if absolute is not None:
@@ -92,20 +108,15 @@ class Lifetimes:
 
     def cookie_is_due(self, session: Session) -> bool:
         """Whether the browser is to get a cookie anew, and a new secret with it."""
-        life, options = session.life, self.options
+        life = session.life
         record = life.record
         if record is None or not life.may_regenerate:
             return False
         if life.outdated:
             return True
-        if options.renew is None or not options.overwrite:
+        if self.is_recent(session):
             return False
-        idle, _ = self.of(session)
-        # A lifetime under five minutes is too short to wait for `renew`.
-        every = max(self._slack(idle), min(idle / 10, _COOKIE_RENEWED))
-        if options.renew == 0:
-            every = 0.0
-        return record.now - record.turned >= every
+        return record.now - record.turned >= self._cookie_every(self.of(session)[0])
 
     def cookie_is_wrong(self, session: Session) -> bool:
         """Whether the session got other lifetimes of its own than its cookie has."""
@@ -125,6 +136,16 @@ class Lifetimes:
     def _slack(self, idle: float) -> float:
         # A short lifetime is renewed more often, so that use always extends it.
         return min(self.options.renew or 0.0, idle / 10)
+
+    def _cookie_every(self, idle: float) -> float:
+        """After how many seconds use renews the cookie."""
+        options = self.options
+        if options.renew is None or not options.overwrite:
+            return math.inf
+        if options.renew == 0:
+            return 0.0
+        # A lifetime under five minutes is too short to wait for `renew`.
+        return max(self._slack(idle), min(idle / 10, _COOKIE_RENEWED))
 
     def _default_idle(self, session: Session) -> int:
         shorter = self.options.anonymous_max_age

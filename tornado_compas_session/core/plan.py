@@ -8,6 +8,7 @@ import logging
 from typing import NamedTuple
 
 from tornado_compas_session.core.change import NOTHING, Difference, Ledger
+from tornado_compas_session.core.jsondata import size_of
 from tornado_compas_session.core.lifetimes import Lifetimes
 from tornado_compas_session.core.session import Session
 from tornado_compas_session.core.types import Identity, SessionChange, user_text
@@ -54,6 +55,8 @@ class Planner:
         cookie too late.
         """
         life = session.life
+        if session.untouched and self._lifetimes.is_quiet(session):
+            return None  # as for most reads
         if life.doomed is not None:
             return Step("delete")  # an end waits for nobody, auto_commit or not
         difference = NOTHING
@@ -64,7 +67,7 @@ class Planner:
             own, regenerating = session.own_set, life.regenerating
         if life.record is None:
             return self._creation(session, difference)
-        if difference and self._changes_identity(session, difference):
+        if difference is not NOTHING and self._changes_identity(session, difference):
             return self._identity(session, difference)
         if regenerating and life.may_regenerate and life.unreachable is None:
             life.check_cookie()
@@ -74,7 +77,7 @@ class Planner:
             or (own and self._lifetimes.cookie_is_wrong(session))
         ):
             return self._step("regenerate", session, difference, own=own)
-        if difference or own:
+        if difference is not NOTHING or own:
             return self._step("save", session, difference)
         if life.shows is not None or self._lifetimes.row_is_due(session):
             return Step("save", difference, self._lifetimes.of_change(session))
@@ -144,23 +147,28 @@ class Planner:
         *,
         own: bool | None = None,
     ) -> Step:
-        size, ledger = 0, session.ledger
-        if difference:
-            size = ledger.size(difference)
-        if size > self._options.max_data_size and (
+        limit = self._options.max_data_size
+        if difference is not NOTHING and session.ledger.at_most(difference) > limit:
+            self._check_size(session, difference, limit)
+        own = session.own_set if own is None else own
+        change = self._lifetimes.of_change(session, difference, own=own)
+        return Step(verb, difference, change, identity, signed_in)
+
+    def _check_size(self, session: Session, difference: Difference, limit: int) -> None:
+        size = size_of(dict(dict.items(session)))
+        if size > limit and (
             session.is_new
-            or (size > ledger.stored and difference.changed.keys() != {"user_id"})
+            or (
+                size > session.ledger.stored
+                and difference.changed.keys() != {"user_id"}
+            )
         ):
             # One that has grown too large in parallel can shrink, sign in and sign out.
             raise SessionDataError(
                 "all of it",
-                f"{size} bytes of JSON, and max_data_size is "
-                f"{self._options.max_data_size}; keep what is large in a table of "
-                "your own, and its key here",
+                f"{size} bytes of JSON, and max_data_size is {limit}; keep what is "
+                "large in a table of your own, and its key here",
             )
-        own = session.own_set if own is None else own
-        change = self._lifetimes.of_change(session, difference, own=own)
-        return Step(verb, difference, change, identity, signed_in)
 
     def _warn_once(self, message: str) -> None:
         if message and message not in self._warned:
