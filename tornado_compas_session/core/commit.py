@@ -8,9 +8,13 @@ block of `lock()`. What there is to do is decided in `Planner.next` (plan.py).
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from tornado_compas_session.core.change import Ledger
 from tornado_compas_session.core.events import Events
@@ -25,11 +29,25 @@ from tornado_compas_session.exceptions import (
     SessionError,
     SessionGone,
     StoreError,
+    StoreUnavailable,
 )
 
 logger = logging.getLogger("tornado_compas_session")
 
 _HANDLE_TRIES = 3
+
+#: What is called when a commit is over: with what it met, or None.
+Done = Callable[[Exception | None], None]
+# What the loop runs it holds weakly; these are held until they end.
+_under_way: set[asyncio.Task[None]] = set()
+
+
+class Begun(NamedTuple):
+    """A save that is under way, and the ledger that it is of."""
+
+    step: Step
+    ledger: Ledger
+    work: Awaitable[Saved | None]
 
 
 class Committer:
@@ -53,25 +71,110 @@ class Committer:
         self._draw_handle = draw_handle
         self._draw_secret = draw_secret
 
-    async def commit(self, session: Session, *, automatic: bool) -> None:
+    def begin(
+        self, session: Session, done: Done, context: contextvars.Context | None
+    ) -> None:
+        """
+        Commits, and then calls `done` in this context, with what it met or None.
+
+        One save, as most commits are, takes no task: what follows is called back.
+        """
+        step, record, begun = session.planned, session.life.record, None
+        if (
+            step is not None
+            and step.verb == "save"
+            and record is not None
+            and self.tell is None
+            and not session.is_busy
+        ):
+            session.planned = None
+            deadline = self._guard.deadline
+            begun = Begun(
+                step,
+                session.ledger,
+                self._store.save(
+                    record.handle, record.epoch, step.change, deadline=deadline
+                ),
+            )
+            if type(begun.work) is asyncio.Future:
+                session.saving = begun.work
+                begun.work.add_done_callback(
+                    partial(self._saved, session, done, begun), context=context
+                )
+                return
+        self._in_task(session, done, begun, context)
+
+    def _saved(
+        self,
+        session: Session,
+        done: Done,
+        begun: Begun,
+        work: asyncio.Future[Saved | None],
+    ) -> None:
+        session.saving = None
+        failed = work.cancelled() or work.exception() is not None
+        saved = None if failed else work.result()
+        if saved is None:
+            self._in_task(session, done, begun)
+            return
+        try:
+            self.done(session, begun.step, begun.ledger, saved, None)
+            session.planned = self._planner.next(session, automatic=True)
+            over = session.planned is None
+        except Exception:  # which the task meets as well
+            over = False
+        if over:
+            done(None)
+        else:
+            self._in_task(session, done)
+
+    def _in_task(
+        self,
+        session: Session,
+        done: Done,
+        begun: Begun | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(
+            self._to_the_end(session, done, begun), context=context
+        )
+        _under_way.add(task)
+        task.add_done_callback(_under_way.discard)
+
+    async def _to_the_end(
+        self, session: Session, done: Done, begun: Begun | None
+    ) -> None:
+        try:
+            await self.commit(session, automatic=True, begun=begun)
+        except asyncio.CancelledError:
+            done(StoreUnavailable("the save was cancelled"))
+            raise
+        except Exception as error:
+            done(error)
+        else:
+            done(None)
+
+    async def commit(
+        self, session: Session, *, automatic: bool, begun: Begun | None = None
+    ) -> None:
         """Writes until nothing is left, once it is this commit's turn; see `all`."""
-        async with session.busy():
+        async with session.turn():
             if session.block_error is not None:
                 raise SessionError(
                     "the response was finished inside of lock(), and the block failed "
                     "then"
                 ) from session.block_error
-            await self.all(session, automatic=automatic)
+            await self.all(session, automatic=automatic, begun=begun)
 
     def told(self, tell: Events) -> None:
         """Tells of each commit, and what else happens, from now on."""
         commit = self.commit
 
-        async def commit_told(session: Session, *, automatic: bool) -> None:
+        async def commit_told(session: Session, **how: Any) -> None:
             began, outcome, life = time.monotonic(), "saved", session.life
             record = life.record or life.doomed
             try:
-                await commit(session, automatic=automatic)
+                await commit(session, **how)
             except BaseException as error:
                 outcome = type(error).__name__
                 raise
@@ -86,13 +189,17 @@ class Committer:
         # In its place, so that it costs nothing where nobody wants to know.
         self.tell, self.commit = tell, commit_told  # type: ignore[method-assign]
 
-    async def all(self, session: Session, *, automatic: bool) -> None:
+    async def all(
+        self, session: Session, *, automatic: bool, begun: Begun | None = None
+    ) -> None:
         """
         Writes until nothing is left; to be called by one at a time for each session.
 
         Raises what `next` does, and `StoreError`: then the write may have happened.
         """
         try:
+            if begun is not None:
+                await self._write(session, begun.step, begun)
             step = session.planned or self._planner.next(session, automatic=automatic)
             while step is not None:
                 session.planned = None
@@ -102,9 +209,11 @@ class Committer:
             session.start(None)  # who has been told need not be told again
             raise
 
-    async def _write(self, session: Session, step: Step) -> None:
+    async def _write(
+        self, session: Session, step: Step, begun: Begun | None = None
+    ) -> None:
         store, guard, life = self._store, self._guard, session.life
-        ledger = session.ledger
+        ledger = session.ledger if begun is None else begun.ledger
         if step.verb == "delete":
             doomed = life.doomed
             assert doomed is not None
@@ -132,7 +241,9 @@ class Committer:
             )
         else:
             saved = await guard(
-                store.save(
+                begun.work
+                if begun is not None
+                else store.save(
                     record.handle, record.epoch, step.change, deadline=guard.deadline
                 )
             )

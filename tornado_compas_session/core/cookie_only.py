@@ -23,7 +23,7 @@ from tornado_compas_session.browsers import MAX_MAX_AGE
 from tornado_compas_session.cookies.signing import KeyRing, RecentSignatures, Signed
 from tornado_compas_session.cookies.text import cookie_reader
 from tornado_compas_session.core.arrival import Presented
-from tornado_compas_session.core.commit import Committer
+from tornado_compas_session.core.commit import Begun, Committer
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.jsondata import encode
 from tornado_compas_session.core.keeper import SessionKeeper
@@ -155,7 +155,9 @@ class _CookieCommitter(Committer):
         super().__init__(planner, manager.store, _NO_GUARD)
         self._manager = manager
 
-    async def _write(self, session: Session, step: Step) -> None:
+    async def _write(
+        self, session: Session, step: Step, begun: Begun | None = None
+    ) -> None:
         life = session.life
         if step.verb == "delete":
             life.ended(done=True)

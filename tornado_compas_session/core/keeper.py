@@ -71,7 +71,7 @@ class SessionKeeper:
     async def reload(self, session: Session) -> None:
         """Takes the session afresh; see `Session.reload`."""
         await self._blocks.outside(session, "reload()")
-        async with session.busy():
+        async with session.turn():
             life = session.life
             record = life.record
             session.planned = None
@@ -102,7 +102,7 @@ class SessionKeeper:
         ):
             return _add(session, key, by)
         await self._blocks.outside(session, "increment()")
-        async with session.busy():
+        async with session.turn():
             if not session.ledger.untouched:
                 changed = session.ledger.difference(session)
                 if key in changed.changed or key in changed.removed or changed.exact:

@@ -45,7 +45,7 @@ class Blocks:
             raise SessionError("lock() is open already; it cannot be nested")
         if session.locked and not await self._ends(session, timeout):
             raise LockTimeout
-        async with session.busy():
+        async with session.turn():
             session.planned = None
             session.locked, session.busy_task = True, asyncio.current_task()
             try:
@@ -129,7 +129,7 @@ class Blocks:
 
     async def _ends(self, session: Session, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(seconds), session.busy():
+            async with asyncio.timeout(seconds), session.turn():
                 return True
         except TimeoutError:
             return False

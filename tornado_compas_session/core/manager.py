@@ -9,6 +9,7 @@ The mixin only translates: request to `find` and `load`, response to `commit` an
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterable, Sequence
 
 from tornado_compas_session.cookies.signing import KeyRing
@@ -19,7 +20,7 @@ from tornado_compas_session.core.arrival import (
     ReuseHook,
     opens,
 )
-from tornado_compas_session.core.commit import Committer
+from tornado_compas_session.core.commit import Committer, Done
 from tornado_compas_session.core.departure import Departures
 from tornado_compas_session.core.events import EventHook, Events
 from tornado_compas_session.core.guard import Guard
@@ -164,6 +165,15 @@ class SessionManager:
         this one changed.
         """
         await self._committer.commit(session, automatic=automatic)
+
+    def begin(
+        self, session: Session, done: Done, context: contextvars.Context | None = None
+    ) -> None:
+        """
+        The same without waiting: `done` is called, in this context, when it is over,
+        with what it met or None. To be called right after `pending`.
+        """
+        self._committer.begin(session, done, context)
 
     def cookies(self, session: Session, *, failed: bool = False) -> list[str]:
         """

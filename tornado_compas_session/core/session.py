@@ -9,8 +9,8 @@ what needs a store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -72,6 +72,7 @@ class Session(Content):
         "own_idle",
         "own_set",
         "planned",
+        "saving",
         "used",
     )
 
@@ -84,6 +85,8 @@ class Session(Content):
         self.client: tuple[str, str | None] | None = None
         #: The handler whose `current_user` depends on it, weakly.
         self._handler: Callable[[], Any] | None = None
+        #: The save that is under way without a task.
+        self.saving: asyncio.Future[Any] | None = None
         #: One commit at a time; and the block of `lock()` that is open now.
         self._busy: asyncio.Lock | None = None
         self.busy_task: asyncio.Task[Any] | None = None
@@ -326,11 +329,21 @@ class Session(Content):
 
     # ── for the manager ──────────────────────────────────────────────────────────
 
-    def busy(self) -> asyncio.Lock:
-        """Held by whoever commits this session, or has its row locked."""
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody has, or had, a turn with it."""
+        return self._busy is not None or self.saving is not None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Of those who commit this session, or lock its row, one at a time."""
         if self._busy is None:
             self._busy = asyncio.Lock()
-        return self._busy
+        async with self._busy:
+            while self.saving is not None:
+                await asyncio.wait({self.saving})
+                await asyncio.sleep(0)  # what is called back is so now
+            yield
 
     def bind(self, handler: Callable[[], Any]) -> None:
         """Names the handler to tell when who the visitor is may have changed."""

@@ -8,7 +8,6 @@ cuts the connection where a part of it has left.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import weakref
@@ -40,7 +39,7 @@ class FailedResponseMixin(RequestHandler):
     _session_discard = False
     _session_held: HeldConnection | None = None
     _session_context: weakref.ref[contextvars.Context]
-    _session_task: asyncio.Task[None] | None = None
+    _session_committing = False
     #: Within `finish()`; and whether its watchers are yet to be told.
     _session_ending = False
     _session_muted = False

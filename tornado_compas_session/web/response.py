@@ -15,16 +15,14 @@ import contextvars
 import logging
 import sys
 import weakref
+from functools import partial
 from typing import Any
 
 from tornado.concurrent import Future, future_set_result_unless_cancelled
 from tornado.httputil import HTTPHeaders
 
 from tornado_compas_session.core.session import Session
-from tornado_compas_session.exceptions import (
-    StoreError,
-    StoreUnavailable,
-)
+from tornado_compas_session.exceptions import StoreError
 from tornado_compas_session.web.caching import keep_private, may_be_shared, vary
 from tornado_compas_session.web.failed import FailedResponseMixin, status_of
 from tornado_compas_session.web.held import HeldConnection
@@ -41,9 +39,6 @@ _FINISHED = (
     "the response has been finished, so the session can no longer change; change it "
     "before finish(), and what happens later by the store"
 )
-
-# What the loop runs it holds weakly; these are held until they end.
-_commits: set[asyncio.Task[None]] = set()
 
 
 class HeldResponseMixin(FailedResponseMixin):
@@ -214,28 +209,24 @@ class HeldResponseMixin(FailedResponseMixin):
 
     def _session_begin(self) -> None:
         """Starts the commit, if it has not started."""
-        held = self._session_held
-        if self._session_task is None and held is not None and not held.broken:
-            self._session_task = task = asyncio.get_running_loop().create_task(
-                self._session_commit(held), context=self._session_context()
-            )
-            _commits.add(task)
-
-    async def _session_commit(self, held: HeldConnection) -> None:
-        session = self._session
+        session, held = self._session, self._session_held
         assert session is not None
+        if self._session_committing or held is None or held.broken:
+            return
+        self._session_committing = True
         try:
-            await self._session_manager.commit(session)
-        except asyncio.CancelledError:
-            self._session_fail(StoreUnavailable("the save was cancelled"), held)
-            raise
+            self._session_manager.begin(
+                session, partial(self._session_committed, held), self._session_context()
+            )
         except Exception as error:
-            self._session_fail(error, held)
-        else:
+            self._session_committed(held, error)
+
+    def _session_committed(self, held: HeldConnection, error: Exception | None) -> None:
+        self._session_committing = False
+        if error is None:
             self._session_release(held)
-        finally:
-            _commits.discard(asyncio.current_task())
-            self._session_task = None
+        else:
+            self._session_fail(error, held)
 
     def _session_release(self, held: HeldConnection) -> None:
         try:
