@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import json
 import logging
@@ -394,10 +393,12 @@ async def test_a_streamed_request_body_can_be_answered_at_any_time(url, store, h
         answer = asyncio.create_task(
             until(raw, b"0\r\n\r\n") if how == "flush" else raw.answer()
         )
-        with contextlib.suppress(OSError):  # Tornado closes after an early answer
-            for start in range(0, len(body), 5000):
-                await raw.send(body[start : start + 5000])
-                await asyncio.sleep(0.01)
+        # Tornado closes after an early answer, and what it has not read would reset the
+        # connection, with the answer on its way: so no more is sent than it reads.
+        pieces = {"prepare": 0, "data": 1, "error": 0}.get(how, 4)
+        for _ in range(pieces):
+            await raw.send(body[:5000])
+            await asyncio.sleep(0.01)
         got = await answer
         if how == "flush":
             assert b"early " in got
