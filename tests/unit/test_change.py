@@ -381,7 +381,5 @@ def test_the_cheap_size_is_never_too_small(
         assert size == size_of(world.content)
         assert size <= world.ledger.at_most(world.difference())
         world.begin()
-        assert world.under_way is not None
-        assert size == world.ledger.size(world.under_way)
         world.end()
         assert size <= world.ledger.at_most(NOTHING)
