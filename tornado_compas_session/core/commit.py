@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from tornado_compas_session.core.change import Ledger
+from tornado_compas_session.core.change import NOTHING, Ledger
 from tornado_compas_session.core.events import Events
 from tornado_compas_session.core.guard import Guard
 from tornado_compas_session.core.ids import hash_secret, new_handle, new_secret
@@ -398,7 +398,7 @@ class Committer:
         change = step.change
         if session.ledger is not ledger:
             return  # it was ended meanwhile
-        if step.difference:
+        if step.difference is not NOTHING:
             identity = step.identity
             user = ledger.user if identity is None else identity.user_id
             ledger.written(step.difference, user)

@@ -28,16 +28,17 @@ else:
 class Content(_Dict):
     """What a session holds; the rest of the session follows in session.py."""
 
-    __slots__ = ("_opened", "ledger", "life")
+    __slots__ = ("ledger", "life", "opened")
 
     ledger: Ledger
     life: Life
-    _opened: bool
+    #: Whether the content was decoded.
+    opened: bool
 
     def open(self) -> Self:
         """Decodes the content, which happens when the session is first asked for."""
-        if not self._opened:
-            self._opened = True
+        if not self.opened:
+            self.opened = True
             dict.update(self, self.ledger.decode())
         return self
 

@@ -37,13 +37,15 @@ class Guard:
         """The loop's time by which a call that begins now is over."""
         return asyncio.get_running_loop().time() + self.timeout
 
-    async def __call__(self, work: Awaitable[T], kind: str = "writes") -> T:
-        """Awaits the store; raises nothing but what is ours."""
+    def __call__(self, work: Awaitable[T], kind: str = "writes") -> Awaitable[T]:
+        """To be awaited instead of what the store returned; raises what is ours."""
+        if type(work) is asyncio.Future and not self._tells:
+            return work
+        return self._guarded(work, kind)
+
+    async def _guarded(self, work: Awaitable[T], kind: str) -> T:
         try:
-            if type(work) is asyncio.Future:
-                result: T = await work
-            else:
-                result = await self._deadlines.run(work)
+            result = await self._deadlines.run(work)
         except StoreError as error:
             if self._tells:
                 self.trouble.failed(kind, error)

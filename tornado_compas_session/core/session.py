@@ -104,7 +104,7 @@ class Session(Content):
 
     def _start(self, record: SessionRecord | None) -> None:
         self.ledger = Ledger(None if record is None else record.data)
-        self._opened = record is None
+        self.opened = record is None
         self.own_set = False
         self.own_idle = None if record is None else record.own_idle
         self.own_absolute = None if record is None else record.own_absolute

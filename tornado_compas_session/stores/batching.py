@@ -21,7 +21,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from tornado_compas_session.core.trouble import Trouble
-from tornado_compas_session.exceptions import StoreError, StoreUnavailable
+from tornado_compas_session.exceptions import (
+    SessionError,
+    StoreError,
+    StoreUnavailable,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,9 +54,10 @@ def time_for(now: float, timeout: float, deadline: float | None) -> tuple[float,
     a 503 is answered once it is known that the write does not happen any more.
     """
     until = now + timeout
-    if deadline is not None:
-        until = min(until, deadline)
-    return until, until - min(0.5, (until - now) / 10)
+    if deadline is not None and deadline < until:
+        until = deadline
+    kept = (until - now) / 10
+    return until, until - (kept if kept < 0.5 else 0.5)
 
 
 class Batcher(Generic[Item, Result]):
@@ -63,7 +68,8 @@ class Batcher(Generic[Item, Result]):
       wait for the next.
     - A waiter that goes away (cancelled, out of time) does not touch its neighbours,
       and nothing is sent for it.
-    - If `send` raises, exactly the waiters of that batch get the exception; if it takes
+    - If `send` raises, exactly the waiters of that batch get the exception, which is a
+      `StoreError` where it was none of ours; if it takes
       longer than the first of their deadlines they get `StoreUnavailable`, and its lane
       is free.
     - Beyond `max_waiting` items, `submit` raises `StoreUnavailable` at once.
@@ -304,6 +310,10 @@ class Batcher(Generic[Item, Result]):
         left = [waiter for waiter in group if not waiter.done()]
         if not left:
             return
+        if isinstance(error, Exception) and not isinstance(error, SessionError):
+            cause = error
+            error = StoreError(f"the session store failed: {type(error).__name__}")
+            error.__cause__ = cause
         if isinstance(error, StoreError):
             self._trouble.failed(self._kind, error, len(left))
         for waiter in left:

@@ -46,9 +46,9 @@ class FailedResponseMixin(RequestHandler):
 
     # ── Tornado's hooks ──────────────────────────────────────────────────────────
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, application: Any, request: Any, **kwargs: Any) -> None:
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(application, request, **kwargs)
         except SessionNotLoaded as error:
             if not hasattr(self, "_reason"):  # so it was not initialize() that raised
                 raise

@@ -79,7 +79,7 @@ class SessionMixin(WatchedSocketMixin):
                 raise self._session_error
             raise SessionNotLoaded(f"{type(self).__name__}: {self._session_why_not()}")
         session.used = True
-        return session.open()
+        return session if session.opened else session.open()
 
     @session.setter
     def session(self, value: Mapping[str, JSON] | None) -> None:
@@ -184,7 +184,10 @@ class SessionMixin(WatchedSocketMixin):
         request = self.request
         if self._finished or request.method == "OPTIONS":
             return
-        manager = self._session_manager = self._session_find_manager()
+        manager = self.application.settings.get(MANAGER)
+        if not isinstance(manager, SessionManager):
+            raise _no_manager(manager)
+        self._session_manager = manager
         options = manager.options
         lines = request.headers.get_list("Cookie")
         presented = manager.find(lines) if lines else ()
@@ -209,21 +212,8 @@ class SessionMixin(WatchedSocketMixin):
         # tenth of the time, to the garbage collector.
         session.bind(weakref.ref(self))
         self._session = session
-        self._session_changed()  # whoever asked before did not know yet
-
-    def _session_find_manager(self) -> SessionManager:
-        manager = self.application.settings.get(MANAGER)
-        if isinstance(manager, SessionManager):
-            return manager
-        if manager is None:
-            raise SessionNotLoaded(
-                "the application has no sessions; make it with "
-                "Application(routes, **session_settings(store=store))"
-            )
-        raise SettingsError(
-            f"the application's setting {MANAGER!r} is ours, and not for a "
-            f"{type(manager).__name__}; what session_settings() returned belongs there"
-        )
+        if self._session_computed_user:  # whoever asked before did not know yet
+            self._session_changed()
 
     def _session_unreachable(self, options: SessionOptions) -> str | None:
         """Why no cookie of ours can reach this visitor, if none can."""
@@ -246,3 +236,15 @@ class SessionMixin(WatchedSocketMixin):
         # Not by `__dict__`: asking for that makes every attribute slower from then on.
         if self._session_computed_user and hasattr(self, "_current_user"):
             del self._current_user
+
+
+def _no_manager(found: object) -> SessionError:
+    if found is None:
+        return SessionNotLoaded(
+            "the application has no sessions; make it with "
+            "Application(routes, **session_settings(store=store))"
+        )
+    return SettingsError(
+        f"the application's setting {MANAGER!r} is ours, and not for a "
+        f"{type(found).__name__}; what session_settings() returned belongs there"
+    )

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from tornado.concurrent import future_add_done_callback
 from tornado.httputil import HTTPConnection, HTTPHeaders, ResponseStartLine
 
 
@@ -30,6 +30,18 @@ class HeldConnection(HTTPConnection):
     where Tornado raises its own error inside the handler; `broken` tells.
     """
 
+    #: Whether the client has seen the headers, so that no error page can follow.
+    headers_left = False
+    #: Why the response was dropped, if it was.
+    failed: Exception | None = None
+    #: The body does not fit its Content-Length; Tornado deals with it.
+    broken = False
+    #: Called once when it is decided what leaves.
+    on_decided: Callable[[], None] | None = None
+    #: Bytes that the Content-Length still promises; None if it promises nothing.
+    _expected: int | None = None
+    _headers: HTTPHeaders | None = None
+
     def __init__(
         self,
         connection: Any,
@@ -42,19 +54,8 @@ class HeldConnection(HTTPConnection):
         self.connection = connection
         self._complete_headers: Callable[[HTTPHeaders], None] | None = complete_headers
         self._before_end: Callable[[], bool] | None = before_end
-        self._headers: HTTPHeaders | None = None
         self._kept: list[tuple[Callable[[], Any], asyncio.Future[None] | None]] = []
         self.holding = holding
-        #: Whether the client has seen the headers, so that no error page can follow.
-        self.headers_left = False
-        #: Why the response was dropped, if it was.
-        self.failed: Exception | None = None
-        #: Bytes that the Content-Length still promises; None if it promises nothing.
-        self._expected: int | None = None
-        #: The body does not fit its Content-Length; Tornado deals with it.
-        self.broken = False
-        #: Called once when it is decided what leaves.
-        self.on_decided: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.connection, name)
@@ -108,8 +109,12 @@ class HeldConnection(HTTPConnection):
         try:
             for call, told in kept:
                 sent = call()
-                if told is not None:
-                    _chain(sent, told)
+                if told is None:
+                    continue
+                if sent.done():  # all of it has left
+                    _tell(told, sent)
+                else:
+                    sent.add_done_callback(partial(_tell, told))
         finally:
             self._decided()
 
@@ -167,16 +172,13 @@ class HeldConnection(HTTPConnection):
             self.release()
 
 
-def _chain(sent: asyncio.Future[None], told: asyncio.Future[None]) -> None:
-    def tell(sent: asyncio.Future[None]) -> None:
-        if told.done():
-            return
-        if sent.cancelled():
-            told.cancel()
-        elif error := sent.exception():
-            told.set_exception(error)
-            told.exception()
-        else:
-            told.set_result(None)
-
-    future_add_done_callback(sent, tell)  # at once, if all of it has left
+def _tell(told: asyncio.Future[None], sent: asyncio.Future[None]) -> None:
+    if told.done():
+        return
+    if sent.cancelled():
+        told.cancel()
+    elif error := sent.exception():
+        told.set_exception(error)
+        told.exception()
+    else:
+        told.set_result(None)

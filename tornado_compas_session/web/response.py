@@ -118,6 +118,7 @@ class HeldResponseMixin(FailedResponseMixin):
         if self._status_code == 101:
             self._session_headers_leave(headers)
             life.headers_left("the handshake of the WebSocket is over")
+            self._session_watch_over(session)
             return
         if final and life.blank and session.untouched:
             if session.used:
@@ -177,6 +178,9 @@ class HeldResponseMixin(FailedResponseMixin):
             vary(headers)
         if not self._session_ending:
             session.life.headers_left(_SENT)
+
+    def _session_watch_over(self, session: Session) -> None:
+        raise NotImplementedError
 
     # ── while it is held ─────────────────────────────────────────────────────────
 

@@ -29,12 +29,6 @@ class WatchedSocketMixin(HeldResponseMixin):
 
     _session_watch: asyncio.TimerHandle | None = None
 
-    def on_finish(self) -> None:
-        """After the handshake of a WebSocket, begins to watch over its session."""
-        if self._status_code == 101 and self._session is not None:
-            self._session_watch_over(self._session)
-        super().on_finish()
-
     def on_connection_close(self) -> None:
         """Stops watching; says so if a socket's changes were never saved."""
         if self._session_watch is not None:
