@@ -22,7 +22,12 @@ from tornado.web import Application, RequestHandler
 import tornado_compas_session
 from tests.docs.pages import DOCS
 from tests.factories import Browser, serve
-from tornado_compas_session import MemorySessionStore, SessionMixin, session_settings
+from tornado_compas_session import (
+    MemorySessionStore,
+    SessionError,
+    SessionMixin,
+    session_settings,
+)
 
 PAGE = DOCS / "mistakes.md"
 #: Where the mistakes of a part are made.
@@ -121,6 +126,10 @@ async def attempt(code: str, names: dict[str, Any], heard: Heard) -> None:
             await outcome
     except Exception as error:
         heard.lines.append(f"{type(error).__name__}: {error}")
+        if "self" in names and not isinstance(error, SessionError):
+            # What the log adds to it, where nobody catches it.
+            names["self"].log_exception(type(error), error, error.__traceback__)
+            heard.lines += getattr(error, "__notes__", [])
 
 
 async def in_a_handler(code: str, heard: Heard) -> None:

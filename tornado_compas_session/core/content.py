@@ -146,14 +146,6 @@ class Content(_Dict):
         except SessionDataError:  # written to the row by somebody else
             return None
 
-    if not TYPE_CHECKING:  # to which every attribute would be right
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(
-                f"a session has no attribute {name!r}; what it holds is in "
-                f"session[{name!r}]"
-            )
-
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True

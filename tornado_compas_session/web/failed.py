@@ -89,6 +89,9 @@ class FailedResponseMixin(RequestHandler):
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As Tornado's; trouble with the store is logged once by the store."""
+        if isinstance(value, AttributeError) and isinstance(value.obj, Session):
+            # Here, since a `__getattr__` would make each attribute slower.
+            value.add_note(f"what a session holds is in session[{value.name!r}]")
         if isinstance(value, SessionGone):
             logger.info("%s: %s", self._request_summary(), value)
         elif isinstance(value, StoreError):

@@ -176,7 +176,7 @@ def without_several(patch: pytest.MonkeyPatch) -> None:
 def without_sameuser(patch: pytest.MonkeyPatch) -> None:
     """Several sessions are none, even if all are of one user."""
 
-    def choose(self: Any, session: Any, opened: Any) -> Any:
+    def choose(self: Any, opened: Any) -> Any:
         found = list(opened.values())
         return found[0] if len(found) == 1 else None
 
@@ -238,11 +238,14 @@ def without_the_handlers_own(patch: pytest.MonkeyPatch) -> None:
 def without_the_loop(patch: pytest.MonkeyPatch) -> None:
     """What changes while a write is under way is not written."""
 
-    async def once(self: Any, session: Any, *, automatic: bool) -> None:
-        step = session.planned or self.next(session, automatic=automatic)
+    async def once(
+        self: Any, session: Any, *, automatic: bool, begun: Any = None
+    ) -> None:
+        step = begun.step if begun else session.planned
+        step = step or self._planner.next(session, automatic=automatic)
         session.planned = None
         if step is not None:
-            await self._write(session, step)
+            await self._write(session, step, begun)
 
     patch.setattr(Committer, "all", once)
 

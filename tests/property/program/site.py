@@ -129,6 +129,8 @@ def gated(store: Any) -> Any:
         plain = inspect.unwrap(member) if callable(member) else member
         if inspect.iscoroutinefunction(plain):
             members[name] = _gated_call(name, member)
+        elif name in ("load", "create", "save", "increment"):
+            members[name] = _gated_future(name, member)
         elif inspect.isasyncgenfunction(plain):
             members[name] = _gated_block(name, member)
     members["__getattr__"] = lambda self, name: getattr(store, name)
@@ -142,6 +144,33 @@ def _gated_call(name: str, member: Callable[..., Awaitable[Any]]) -> Any:
             return await member(*args, **kwargs)
         async with request.store_call(name):
             return await member(*args, **kwargs)
+
+    return call
+
+
+def _gated_future(name: str, member: Callable[..., Awaitable[Any]]) -> Any:
+    """Of what returns a future, which the library takes another way than the rest."""
+    gated = _gated_call(name, member)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        if CURRENT.get() is None:
+            return member(*args, **kwargs)
+        told = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(gated(self, *args, **kwargs))
+
+        def tell(task: asyncio.Future[Any]) -> None:
+            if told.done():
+                return
+            if task.cancelled():
+                told.cancel()
+            elif error := task.exception():
+                told.set_exception(error)
+            else:
+                told.set_result(task.result())
+
+        task.add_done_callback(tell)
+        told.add_done_callback(lambda told: told.cancelled() and task.cancel())
+        return told
 
     return call
 
