@@ -23,6 +23,7 @@ from tests.reliability.load import Mark, Visitor
 from tornado_compas_session import SessionMixin, get_app
 from tornado_compas_session.core import trouble
 from tornado_compas_session.core.trouble import Trouble, Watch
+from tornado_compas_session.stores.batches import Loads, Shared
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,8 @@ async def test_control_any_success_is_the_end(database: str, said, monkeypatch):
     """Where reads and writes are one kind, and the next success ends it, it floods."""
     monkeypatch.setattr(trouble, "_QUIET", 0.0)
     monkeypatch.setattr(Trouble, "watch", lambda self, kind: Watch(self, "requests"))
+    monkeypatch.setattr(Shared, "kind", "requests")
+    monkeypatch.setattr(Loads, "kind", "requests")
     async with site("connect", database), table_locked(database, "SHARE"):
         await asyncio.sleep(2)
 
