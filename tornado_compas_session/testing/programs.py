@@ -8,6 +8,7 @@ import pwd
 import shutil
 import stat
 import subprocess
+import tempfile
 import warnings
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +41,7 @@ class Programs:
         self.bin_dir = _of_the_wheel(data) if bin_dir is None else bin_dir
         self._home = home
         self._data = data
-        self._user: str | None = None
+        self._user: pwd.struct_passwd | None = None
 
     def prepare(self) -> None:
         """Makes the home, and lets the user of the programs to it and to them."""
@@ -67,7 +68,7 @@ class Programs:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         if self._user is not None:
-            shutil.chown(fresh, self._user, _group(self._user))
+            os.chown(fresh, self._user.pw_uid, self._user.pw_gid)
         self.run(
             "initdb",
             f"--pgdata={fresh}",
@@ -79,42 +80,38 @@ class Programs:
         )
         fresh.rename(self._data)
 
-    def run(self, program: str, *arguments: str) -> str:
+    def run(self, program: str, *arguments: str, log: IO[bytes] | None = None) -> str:
         """
         Runs a program to its end; returns what it printed.
 
-        Raises `EmbeddedPostgresError` with the program's own words when it fails.
+        Raises `EmbeddedPostgresError` with the program's own words when it fails. What
+        it leaves running goes on printing to `log`.
         """
-        result = subprocess.run(
-            [self.bin_dir / program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_PATIENCE,
-            **self._as_user(),
-        )
-        output: str = result.stdout
+        # Away from our own settings, and as the programs' user.
+        environment = {
+            name: value for name, value in os.environ.items() if name[:2] != "PG"
+        }
+        user: dict[str, Any] = {}
+        if (entry := self._user) is not None:
+            user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        with tempfile.TemporaryFile() if log is None else log as output:
+            before = output.seek(0, os.SEEK_END)
+            result = subprocess.run(
+                [self.bin_dir / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=False,
+                timeout=_PATIENCE,
+                cwd=self._home,
+                env={**environment, "LC_ALL": "C"},
+                **user,
+            )
+            output.seek(before)
+            words = output.read().decode(errors="replace")
         if result.returncode:
-            raise EmbeddedPostgresError(f"{program} failed: {telling(output)}")
-        return output
-
-    def start(
-        self, program: str, *arguments: str | Path, log: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        """Starts a program that goes on."""
-        # A session of its own: a Ctrl-C in the terminal is for the application, which
-        # finishes its requests and then stops the server.
-        return subprocess.Popen(
-            [self.bin_dir / program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            **self._as_user(),
-        )
+            raise EmbeddedPostgresError(f"{program} failed: {_telling(words)}")
+        return words
 
     def _check_version(self, folder: str) -> None:
         programs = self.run("postgres", "--version").split()[2].split(".")[0]
@@ -124,36 +121,18 @@ class Programs:
                 f" {self.bin_dir} has {programs}; delete the folder to begin anew"
             )
 
-    def _unprivileged_user(self) -> str | None:
+    def _unprivileged_user(self) -> pwd.struct_passwd | None:
         if os.geteuid() != 0:
             return None
         if self._data.exists() and (owner := self._data.stat().st_uid):
-            return pwd.getpwuid(owner).pw_name
+            return pwd.getpwuid(owner)
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam("postgres").pw_name
-        user = "pgserver"
-        _wheel().ensure_user_exists(user)
-        return user
-
-    def _as_user(self) -> dict[str, Any]:
-        """How a program is run: as its user, away from our own settings."""
-        environment = {
-            name: value for name, value in os.environ.items() if name[:2] != "PG"
-        }
-        arguments: dict[str, Any] = {
-            "cwd": self._home,
-            "env": {**environment, "LC_ALL": "C"},
-        }
-        if self._user is not None:
-            arguments |= {
-                "user": self._user,
-                "group": _group(self._user),
-                "extra_groups": [],
-            }
-        return arguments
+            return pwd.getpwnam("postgres")
+        made: pwd.struct_passwd = _wheel().ensure_user_exists("pgserver")
+        return made
 
 
-def telling(output: str) -> str:
+def _telling(output: str) -> str:
     """The lines that say what went wrong, or else all of them."""
     lines = output.strip().splitlines()
     chosen = [line for line in lines if any(word in line.lower() for word in _TELLING)]
@@ -177,10 +156,6 @@ def _wheel() -> Any:
     except ImportError as error:
         raise EmbeddedPostgresError from error
     return utils
-
-
-def _group(user: str) -> int:
-    return pwd.getpwnam(user).pw_gid
 
 
 def _let_pass(path: Path) -> None:
