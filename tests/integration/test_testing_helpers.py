@@ -196,7 +196,7 @@ def test_files_of_the_page_pass(tmp_path: Path) -> None:
 OWN_STORE = """
 import asyncio, json
 import pytest
-from tornado_compas_session import MemorySessionStore
+from tornado_compas_session import MemorySessionStore, StoreUnavailable
 from tornado_compas_session.core.types import SessionChange
 from tornado_compas_session.testing.conformance import Bench, StoreSuite
 from tornado_compas_session.testing import Clock
@@ -333,6 +333,31 @@ FAULTS = {
     def lock(self, handle, epoch, timeout):
         row = self._rows.get(handle)
         return super().lock(handle, row.record.epoch if row else 0, timeout)
+    """,
+    "knows no deadline": """
+    async def save(self, handle, epoch, change):
+        return await super().save(handle, epoch, change)
+    """,
+    "says that it did not begin what it did": """
+    async def save(self, handle, epoch, change, *, deadline=None):
+        saved = await super().save(handle, epoch, change)
+        if deadline and deadline <= asyncio.get_running_loop().time():
+            raise StoreUnavailable
+        return saved
+    """,
+    "extends a fixed lifetime": """
+    def _merge(self, row, change):
+        super()._merge(row, change._replace(idle=change.idle or 3600.0))
+    """,
+    "gives a new secret beside a lock": """
+    async def regenerate(self, handle, epoch, *new, **deadline):
+        row = self._live(handle, epoch)
+        if row is None:
+            return None
+        held, row.lock = row.lock, asyncio.Lock()
+        done = await super().regenerate(handle, epoch, *new)
+        row.lock = held
+        return done
     """,
     "waits where it should not": """
     def lock(self, handle, epoch, timeout):
