@@ -145,7 +145,7 @@ async def test_everything_else_is_the_real_ones():
     """Attributes that somebody looks for are found."""
     _, held = hold()
 
-    assert "its own" == held.extra
+    assert "its own" == held.face.extra
 
 
 async def test_who_waits_for_the_decision_is_told_once():

@@ -169,7 +169,7 @@ class FailedResponseMixin(RequestHandler):
                 self.send_error(status, exc_info=(type(error), error, None))
             except Exception:
                 logger.exception("the error page failed")
-                held.close()
+                held.connection.close()
         # Else the handler is at work still: it hears of it from flush() or finish().
 
     def _session_start_over(self, held: HeldConnection) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from tornado.httputil import HTTPConnection, HTTPHeaders, ResponseStartLine
 
 
-class HeldConnection(HTTPConnection):
+class HeldConnection:
     """
     A connection that holds what is written to it, until `release` or `drop`.
 
@@ -57,8 +57,10 @@ class HeldConnection(HTTPConnection):
         self._kept: list[tuple[Callable[[], Any], asyncio.Future[None] | None]] = []
         self.holding = holding
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.connection, name)
+    @property
+    def face(self) -> HTTPConnection:
+        """What the handler has for its connection."""
+        return _Face(self)
 
     def write_headers(
         self,
@@ -170,6 +172,23 @@ class HeldConnection(HTTPConnection):
         self.broken = True
         if self.holding:
             self.release()
+
+
+class _Face(HTTPConnection):
+    """
+    What is written is held, and all else is the real one's.
+
+    Apart from the `HeldConnection`, because a `__getattr__` makes attributes slow.
+    """
+
+    def __init__(self, held: HeldConnection) -> None:
+        self._real = held.connection
+        self.write_headers = held.write_headers  # type: ignore[method-assign]
+        self.write = held.write  # type: ignore[method-assign]
+        self.finish = held.finish  # type: ignore[method-assign]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 def _tell(told: asyncio.Future[None], sent: asyncio.Future[None]) -> None:

@@ -185,15 +185,14 @@ class HeldResponseMixin(FailedResponseMixin):
     # ── while it is held ─────────────────────────────────────────────────────────
 
     def _session_hold(self, *, holding: bool) -> HeldConnection:
-        connection: Any = self.request.connection
-        if isinstance(connection, HeldConnection):
-            connection = connection.connection
-        self.request.connection = self._session_held = held = HeldConnection(
-            connection,
+        before = self._session_held
+        self._session_held = held = HeldConnection(
+            self.request.connection if before is None else before.connection,
             self._session_headers_leave,
             self._session_before_end,
             holding=holding,
         )
+        self.request.connection = held.face
         return held
 
     def _session_before_end(self) -> bool:
@@ -238,7 +237,7 @@ class HeldResponseMixin(FailedResponseMixin):
         except Exception:
             # Tornado refused it, which the handler can no longer be told.
             self.log_exception(*sys.exc_info())
-            held.close()
+            held.connection.close()
         if self._finished:
             held.forget()
             if self._session_muted:
