@@ -164,14 +164,13 @@ class Database:
         """
         limit = self.timeout if seconds is None else seconds
         task = asyncio.ensure_future(self.ask(name, limit, **values))
+        self.keep(task)
         try:
             await asyncio.wait({task}, timeout=max(0.0, limit + 0.5))
             if task.done():
                 return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                self.keep(task)
+            task.cancel()
         raise StoreUnavailable(
             f"the session store did not answer within {limit:.3g} seconds"
         )

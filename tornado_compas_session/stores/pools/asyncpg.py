@@ -178,11 +178,9 @@ class AsyncpgPool(DriverPool):
         except (*_RAISED, OverflowError) as error:
             raise self.unreachable(errors.reason_of(error)) from None
 
-    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
-        # asyncpg waits so long for the end of what was cancelled, and else closes it.
-        seconds = self.timeout if error is None else GRACE
+    async def _put(self, connection: _Connection) -> None:
         with suppress(*_RAISED):  # it has been ended
-            await self._pool.release(connection.driver, timeout=seconds)
+            await self._pool.release(connection.driver, timeout=self.timeout)
 
     async def _drop(self) -> None:
         await self._pool.expire_connections()
@@ -209,7 +207,7 @@ class AsyncpgPool(DriverPool):
             self._timer = None
         kept, self._kept = self._kept, []
         for connection in kept:
-            self.start(self._put(connection, None))
+            self.start(self._put(connection))
 
 
 class _Connection(DriverConnection):
@@ -241,13 +239,7 @@ class _Connection(DriverConnection):
                 statement.numbered, *given, timeout=seconds
             )
         except _RAISED as error:
-            ours = errors.ours(error)
-            if self.began and type(ours) is StoreUnavailable:
-                # It was cancelled, and may yet end.
-                with suppress(*_RAISED):
-                    async with asyncio.timeout(GRACE):
-                        await self.driver.execute("SELECT 1")
-            raise ours from None
+            raise errors.ours(error) from None
         return rows
 
     async def run(self, sql: str, seconds: float) -> str:
@@ -257,9 +249,7 @@ class _Connection(DriverConnection):
         except _RAISED as error:
             raise errors.ours(error) from None
 
-    async def clean(self, error: BaseException | None) -> None:
-        if error is None:
-            return
+    async def clean(self) -> None:
         try:
             # Once what was cancelled has ended; whether that was a BEGIN, a COMMIT or
             # anything between. Left between preparing and executing, the server is in

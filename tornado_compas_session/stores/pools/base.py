@@ -66,11 +66,10 @@ class DriverConnection(ABC):
         """The same for what has no rows: the server's tag."""
 
     @abstractmethod
-    async def clean(self, error: BaseException | None) -> None:
+    async def clean(self) -> None:
         """
-        Leaves nothing under way and no transaction open, or the connection closed.
-
-        `error` is what its use has met. Takes no longer than `GRACE` for each.
+        After an error: leaves nothing under way and no transaction open, or the
+        connection closed. Takes no longer than `GRACE` for each.
         """
 
     async def fetch(
@@ -120,7 +119,7 @@ class DriverPool(ABC):
         """One of its connections; raises `StoreUnavailable` where none is to be had."""
 
     @abstractmethod
-    async def _put(self, connection: Any, error: BaseException | None) -> None:
+    async def _put(self, connection: Any) -> None:
         """Takes a clean one back; never raises."""
 
     @abstractmethod
@@ -217,8 +216,9 @@ class DriverPool(ABC):
         # once; unless they are fresh already.
         stale = isinstance(error, ConnectionLost) and connection.age == self.age
         self.age += stale
-        await connection.clean(error)
-        await self._put(connection, error)
+        if error is not None:
+            await connection.clean()
+        await self._put(connection)
         if stale:
             await self._drop()
 

@@ -66,7 +66,7 @@ class LibpqConnection(DriverConnection):
     async def run(self, sql: str, seconds: float) -> str:
         return (await self._sent(sql, {}, seconds))[1]
 
-    async def clean(self, error: BaseException | None) -> None:
+    async def clean(self) -> None:
         await self._end()
         if not (self.is_idle or self.is_cut or self.driver.closed):
             with suppress(StoreError):
@@ -85,13 +85,13 @@ class LibpqConnection(DriverConnection):
         await self._end()  # what its caller has left
         self._work = work = self.pool.start(self.send(sql, values))
         await asyncio.wait({work}, timeout=seconds)
-        if not work.done():
+        if is_late := not work.done():
             await self._end()
-            raise StoreUnavailable(errors.TOO_LATE)
         try:
-            return work.result()
+            return work.result()  # it may have come through at the last moment
         except self.raised as error:
-            raise errors.ours(error) from None
+            late = StoreUnavailable(errors.TOO_LATE)
+            raise (late if is_late else errors.ours(error)) from None
 
     async def _end(self) -> None:
         """Until what is under way has ended, whatever becomes of who waits for it."""
@@ -102,11 +102,11 @@ class LibpqConnection(DriverConnection):
             self._ending = None
 
     async def _ended(self, work: asyncio.Task[Any]) -> None:
-        asking = asyncio.ensure_future(self._ask_for_end(work))
+        asking = self.pool.start(self._ask_for_end(work))
         await asyncio.wait({asking}, timeout=GRACE)
         if not asking.done():
-            # A request still on its way would end the connection's next statement.
-            asking.cancel()
+            # A request still on its way would end the connection's next statement; it
+            # goes on, for the server has not heard that the connection is cut.
             self.is_cut = True
             if not self.driver.closed:
                 cut_socket(self.fileno)
@@ -115,7 +115,8 @@ class LibpqConnection(DriverConnection):
     async def _ask_for_end(self, work: asyncio.Task[Any]) -> None:
         while not work.done():
             with suppress(*self.raised):  # the statement ends all the same
-                await self.cancel()
+                async with asyncio.timeout(self.pool.timeout):
+                    await self.cancel()
             # Again: while the statement waits in a PgBouncer, that drops the request.
             await asyncio.wait({work}, timeout=GRACE / 5)
 

@@ -94,7 +94,7 @@ class MomokoPool(DriverPool):
             except (TimeoutError, asyncio.CancelledError) as error:
                 if waiter in conns.waiting_queue:
                     conns.waiting_queue.remove(waiter)
-                else:  # it came a moment too late
+                elif waiter.done() and not waiter.exception():  # a moment too late
                     self._free(waiter.result())
                 if isinstance(error, TimeoutError):
                     raise self.none_free() from None
@@ -134,7 +134,7 @@ class MomokoPool(DriverPool):
                 self._pool.ioloop.remove_handler(driver.fileno)
                 driver.close()
 
-    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
+    async def _put(self, connection: _Connection) -> None:
         driver = connection.driver
         if connection.age != self.age or not connection.is_clean:
             driver.close()

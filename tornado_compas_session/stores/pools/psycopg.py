@@ -24,7 +24,7 @@ from tornado_compas_session.stores.pools import errors
 from tornado_compas_session.stores.pools.base import DriverPool, Loop
 from tornado_compas_session.stores.pools.dsn import target_of
 from tornado_compas_session.stores.pools.libpq import LibpqConnection, cancel
-from tornado_compas_session.stores.pools.limits import GRACE, left
+from tornado_compas_session.stores.pools.limits import left
 
 
 class _Reasons(logging.Filter):
@@ -111,7 +111,7 @@ class PsycopgPool(DriverPool):
         await super()._ready(connection, until)
         connection.prepare = False if self.is_proxied else None
 
-    async def _put(self, connection: _Connection, error: BaseException | None) -> None:
+    async def _put(self, connection: _Connection) -> None:
         driver = connection.driver
         try:
             if not connection.is_clean:
@@ -169,7 +169,7 @@ class _Connection(LibpqConnection):
     async def cancel(self) -> None:
         pgconn = self.driver.pgconn
         if psycopg.capabilities.has_cancel_safe() or psycopg.pq.__impl__ == "python":
-            await self.driver.cancel_safe(timeout=GRACE)
+            await self.driver.cancel_safe()
         elif not self.driver.closed:
             module = sys.modules[type(pgconn).__module__]
             await cancel(module.__file__, pgconn.pgconn_ptr)
