@@ -431,3 +431,24 @@ async def test_what_waits_in_the_queue_is_answered_by_its_own_deadline(
     assert {"b": "b"} == database.sent[1]
     database.answer(1)
     assert ["a!", "b!"] == [await first, await patient]
+
+
+def test_another_loop_starts_anew():
+    """As in tests that run one program after the other: deadlines hold in each."""
+
+    async def hangs(items: dict[Any, Any], seconds: float) -> Any:
+        await asyncio.Event().wait()
+
+    limits: dict[str, Any] = {"lanes": 1, "max_batch": 9, "max_waiting": 9}
+    batcher: Batcher[Any, Any] = Batcher(
+        hangs, join=lambda one, other: None, timeout=0.05, **limits
+    )
+
+    async def program() -> None:
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable):
+                await batcher.submit("a", "a")
+        batcher.submit("b", "b")  # left behind
+
+    for _ in range(2):
+        asyncio.run(program())

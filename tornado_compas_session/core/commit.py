@@ -99,7 +99,7 @@ class Committer:
             if type(begun.work) is asyncio.Future:
                 session.saving = begun.work
                 begun.work.add_done_callback(
-                    partial(self._saved, session, done, begun), context=context
+                    partial(self._saved, session, done, begun, context), context=context
                 )
                 return
         self._in_task(session, done, begun, context)
@@ -109,13 +109,14 @@ class Committer:
         session: Session,
         done: Done,
         begun: Begun,
+        context: contextvars.Context | None,
         work: asyncio.Future[Saved | None],
     ) -> None:
         session.saving = None
         failed = work.cancelled() or work.exception() is not None
         saved = None if failed else work.result()
         if saved is None:
-            self._in_task(session, done, begun)
+            self._in_task(session, done, begun, context)
             return
         try:
             self.done(session, begun.step, begun.ledger, saved, None)
@@ -126,14 +127,14 @@ class Committer:
         if over:
             done(None)
         else:
-            self._in_task(session, done)
+            self._in_task(session, done, None, context)
 
     def _in_task(
         self,
         session: Session,
         done: Done,
-        begun: Begun | None = None,
-        context: contextvars.Context | None = None,
+        begun: Begun | None,
+        context: contextvars.Context | None,
     ) -> None:
         task = asyncio.get_running_loop().create_task(
             self._to_the_end(session, done, begun), context=context

@@ -69,10 +69,9 @@ class Batcher(Generic[Item, Result]):
     - A waiter that goes away (cancelled, out of time) does not touch its neighbours,
       and nothing is sent for it.
     - If `send` raises, exactly the waiters of that batch get the exception, which is a
-      `StoreError` where it was none of ours; if it takes
-      longer than the first of their deadlines they get `StoreUnavailable`, and its lane
-      is free.
-    - Beyond `max_waiting` items, `submit` raises `StoreUnavailable` at once.
+      `StoreError` where it was none of ours; if it takes longer than the first of their
+      deadlines they get `StoreUnavailable`, and its lane is free.
+    - With `max_waiting` items in the queue a further one gets `StoreUnavailable`.
     """
 
     #: One query after the other makes the largest batches and costs the least, but a
@@ -106,6 +105,12 @@ class Batcher(Generic[Item, Result]):
         self._trouble = Trouble() if trouble is None else trouble
         self._kind = kind
         self._apart = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start_anew()
+        # Tasks that were given up: kept until they end, or they would be collected.
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    def _start_anew(self) -> None:
         self._queue: deque[Entry] = deque()
         self._looked_at: Waiter | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -114,8 +119,6 @@ class Batcher(Generic[Item, Result]):
         #: One timer for all deadlines, at the first of them; and when that is.
         self._clock: asyncio.TimerHandle | None = None
         self._rings = math.inf
-        # Tasks that were given up: kept until they end, or they would be collected.
-        self._abandoned: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
@@ -137,6 +140,9 @@ class Batcher(Generic[Item, Result]):
         now: at the latest `StoreUnavailable` is.
         """
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # the application's earlier one has ended
+            self._loop = loop
+            self._start_anew()
         waiter: Waiter = loop.create_future()
         if len(self._queue) >= self.max_waiting:
             many = f"{len(self._queue)} requests are waiting for the session store"
