@@ -43,6 +43,8 @@ class Each(tuple[Any, ...]):
     __slots__ = ()
 
 
+#: What is no result for all who share an item.
+_OTHERWISE = (asyncio.Task, Exception, Each)
 #: Its key, the item, who waits, by when it is answered, and by when its query is over.
 Entry = tuple[Hashable, Any, Waiter, float, float]
 
@@ -290,17 +292,17 @@ class Batcher(Generic[Item, Result]):
             self._start(loop)
 
     def _tell(self, group: list[Waiter], outcome: Any) -> None:
-        if isinstance(outcome, asyncio.Task):
-            outcome.add_done_callback(partial(self._relay, group))
-        elif isinstance(outcome, Exception):
-            self._fail(group, outcome)
-        elif isinstance(outcome, Each):
-            for waiter, own in zip(group, outcome, strict=True):
-                self._tell([waiter], own)
-        else:
+        if not isinstance(outcome, _OTHERWISE):
             for waiter in group:
                 if not waiter.done():
                     waiter.set_result(outcome)
+        elif isinstance(outcome, asyncio.Task):
+            outcome.add_done_callback(partial(self._relay, group))
+        elif isinstance(outcome, Exception):
+            self._fail(group, outcome)
+        else:
+            for waiter, own in zip(group, outcome, strict=True):
+                self._tell([waiter], own)
 
     def _relay(self, group: list[Waiter], task: asyncio.Task[Any]) -> None:
         if task.cancelled():
