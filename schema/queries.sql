@@ -17,15 +17,14 @@
 -- `greatest(a with now(), CASE WHEN … THEN column END)` stands where a CASE would: of its
 -- two one is NULL, which it ignores.
 --
+-- A statement for a batch has the parameters of the one for one row, each as an array.
 -- Batches are read through a subquery (`(SELECT :handles::text[])`): PostgreSQL then
 -- cannot see their length, takes a plan that serves any, and does not plan anew each
 -- time, which costs several times what the statement itself does.
 
 -- types --
-set text, removed text[], replaces boolean, renews float8, idle float8, absolute float8,
-own boolean, own_idle integer, own_absolute integer, shown bytea, handle text,
-epoch integer, user_id text, signs_in float8, user_agent text, address text,
-secret_hash bytea, key text, by text
+set text, removed text[], replace boolean, idle float8, absolute float8, own boolean,
+own_idle integer, own_absolute integer, shown bytea, key text, by text
 
 -- define now --
 date_part('epoch', now())
@@ -38,19 +37,19 @@ CASE WHEN {own} THEN {own_absolute} ELSE s.own_absolute END
 
 -- define lifetime --
 -- The session's own lifetimes are read here and not sent along, so that a late renewal
--- cannot undo them. Without `renews` (it is 1 or NULL) the lifetime is fixed.
+-- cannot undo them. Without `idle` the lifetime is fixed.
 own_idle = @own_idle@, own_absolute = @own_absolute@,
 expires_at = greatest(
-    to_timestamp(@now@ + {renews} * least(
+    to_timestamp(@now@ + CASE WHEN {idle} IS NOT NULL THEN 1.0::float8 END * least(
         coalesce(abs(@own_idle@), {idle}),
         coalesce(@own_absolute@, {absolute})
             - date_part('epoch', now() - s.created_at))),
-    CASE WHEN {renews} IS NULL THEN s.expires_at END),
+    CASE WHEN {idle} IS NULL THEN s.expires_at END),
 updated_at = now()
 
 -- define data --
 data = CASE WHEN {set} IS NULL THEN s.data
-            WHEN {replaces} THEN {set}::jsonb
+            WHEN {replace} THEN {set}::jsonb
             ELSE (s.data - {removed}) || {set}::jsonb END
 
 -- define shown --
@@ -89,13 +88,13 @@ locked AS (
        FOR UPDATE OF l SKIP LOCKED)
 
 -- define changes --
-unnest((SELECT :handles::text[]), (SELECT :epochs::integer[]),
-       (SELECT :sets::text[]), (SELECT :removals::text[]),
-       (SELECT :replacements::boolean[]), (SELECT :renewals::float8[]),
-       (SELECT :idles::float8[]), (SELECT :absolutes::float8[]),
-       (SELECT :owns::boolean[]), (SELECT :own_idles::integer[]),
-       (SELECT :own_absolutes::integer[]), (SELECT :showns::bytea[]))
-    AS g(handle, epoch, set, removal, replaces, renews, idle, absolute,
+unnest((SELECT :handles::text[]), (SELECT :epoch::integer[]),
+       (SELECT :set::text[]), (SELECT :removed::text[]),
+       (SELECT :replace::boolean[]), (SELECT :idle::float8[]),
+       (SELECT :absolute::float8[]), (SELECT :own::boolean[]),
+       (SELECT :own_idle::integer[]), (SELECT :own_absolute::integer[]),
+       (SELECT :shown::bytea[]))
+    AS g(handle, epoch, set, removal, replace, idle, absolute,
          own, own_idle, own_absolute, shown)
 
 -- load_session --
@@ -125,7 +124,8 @@ VALUES (:handle::text, :secret_hash::bytea, now(), :set::text::jsonb, :user_id::
         to_timestamp(@now@ + least(
             coalesce(abs(:own_idle::integer), :idle::float8),
             coalesce(:own_absolute::integer, :absolute::float8))),
-        to_timestamp(@now@ * :signs_in::float8),
+        to_timestamp(@now@ *
+            CASE WHEN :user_id::text IS NOT NULL THEN 1.0::float8 END),
         :own_idle::integer, :own_absolute::integer, :user_agent::text, :address::text)
     ON CONFLICT DO NOTHING
 RETURNING @written@;
@@ -137,16 +137,15 @@ INSERT INTO compas_session AS s
 SELECT c.handle, c.secret_hash, now(), c.set::jsonb, c.user_id,
        to_timestamp(@now@ + least(coalesce(abs(c.own_idle), c.idle),
                                   coalesce(c.own_absolute, c.absolute))),
-       to_timestamp(@now@ * c.signs_in),
+       to_timestamp(@now@ * CASE WHEN c.user_id IS NOT NULL THEN 1.0::float8 END),
        c.own_idle, c.own_absolute, c.user_agent, c.address
-  FROM unnest((SELECT :handles::text[]), (SELECT :secret_hashes::bytea[]),
-              (SELECT :sets::text[]), (SELECT :user_ids::text[]),
-              (SELECT :idles::float8[]), (SELECT :absolutes::float8[]),
-              (SELECT :sign_ins::float8[]), (SELECT :own_idles::integer[]),
-              (SELECT :own_absolutes::integer[]), (SELECT :user_agents::text[]),
-              (SELECT :addresses::text[]))
-    AS c(handle, secret_hash, set, user_id, idle, absolute, signs_in, own_idle,
-         own_absolute, user_agent, address)
+  FROM unnest((SELECT :handles::text[]), (SELECT :secret_hash::bytea[]),
+              (SELECT :set::text[]), (SELECT :user_id::text[]),
+              (SELECT :idle::float8[]), (SELECT :absolute::float8[]),
+              (SELECT :own_idle::integer[]), (SELECT :own_absolute::integer[]),
+              (SELECT :user_agent::text[]), (SELECT :address::text[]))
+    AS c(handle, secret_hash, set, user_id, idle, absolute, own_idle, own_absolute,
+         user_agent, address)
     ON CONFLICT DO NOTHING
 RETURNING @written@;
 
@@ -184,8 +183,8 @@ RETURNING @written@, (s.data -> :key::text)::text, jsonb_typeof(s.data -> :key::
   WITH given AS MATERIALIZED (
        SELECT g.*, k.key, k.by
          FROM @changes@
-         JOIN unnest((SELECT :handles::text[]), (SELECT :keys::text[]),
-                     (SELECT :bys::text[])) AS k(handle, key, by)
+         JOIN unnest((SELECT :handles::text[]), (SELECT :key::text[]),
+                     (SELECT :by::text[])) AS k(handle, key, by)
            ON k.handle = g.handle),
        @batch@
 UPDATE compas_session s
@@ -203,12 +202,12 @@ UPDATE compas_session s
    SET @one.data@, @one.lifetime@,
        former_hash = CASE WHEN :identity::boolean THEN NULL
                      ELSE coalesce(:former::bytea, s.secret_hash) END,
-       secret_hash = :new_hash::bytea, secret_at = now(), shown_at = NULL,
+       secret_hash = :new::bytea, secret_at = now(), shown_at = NULL,
        epoch = s.epoch + (:identity::boolean)::integer,
        user_id = CASE WHEN :identity::boolean THEN :user_id::text ELSE s.user_id END,
        authenticated_at = greatest(
-           CASE WHEN :keeps_sign_in::boolean THEN s.authenticated_at END,
-           to_timestamp(@now@ * :signs_in::float8)),
+           CASE WHEN :signed_in::boolean IS NULL THEN s.authenticated_at END,
+           to_timestamp(@now@ * CASE WHEN :signed_in::boolean THEN 1.0::float8 END)),
        user_agent = coalesce(:user_agent::text, s.user_agent),
        address = coalesce(:address::text, s.address)
  WHERE @row@ AND s.secret_hash = :mine::bytea
@@ -241,24 +240,33 @@ SELECT s.handle, s.user_id, date_part('epoch', s.created_at),
  LIMIT :limit::integer;
 
 -- revoke --
+-- Whoever's session it is by now.
+DELETE FROM compas_session s
+ WHERE s.handle = :handle::text AND s.handle = (
+       SELECT l.handle FROM compas_session l
+        WHERE l.handle = :handle::text AND l.expires_at > now()
+          FOR UPDATE SKIP LOCKED)
+RETURNING s.handle;
+
+-- revoke_waiting --
 DELETE FROM compas_session s
  WHERE s.handle = :handle::text AND s.expires_at > now()
 RETURNING s.handle;
 
 -- revoke_user_unlocked --
--- Nobody waits for those that somebody else has locked; if there are any, `revoke_user`
+-- All but one. Nobody waits for those that somebody else has locked; if there are any, `revoke_user`
 -- follows, from one connection for each user.
 DELETE FROM compas_session s
  WHERE s.handle = ANY (ARRAY(
        SELECT l.handle FROM compas_session l
-        WHERE l.user_id = :user_id::text AND l.handle <> :except_handle::text
+        WHERE l.user_id = :user_id::text AND l.handle <> :handle::text
           AND l.expires_at > now()
           FOR UPDATE SKIP LOCKED))
 RETURNING s.handle;
 
 -- revoke_user --
 DELETE FROM compas_session s
- WHERE s.user_id = :user_id::text AND s.handle <> :except_handle::text
+ WHERE s.user_id = :user_id::text AND s.handle <> :handle::text
    AND s.expires_at > now()
 RETURNING s.handle;
 

@@ -19,16 +19,15 @@ from tornado_compas_session.stores.pools.queries import Statement, statements
 
 ROWS = 200_000
 HANDLES = ("000000000007", "000000000011")
-#: A value for each parameter that a statement has, as SQL; those of a batch are made
-#: of the one for a row.
+#: A value for each parameter that a statement has, as SQL.
 VALUES = {
     "handle": f"'{HANDLES[0]}'",
+    "handles": f"ARRAY{list(HANDLES)}",
     "secret_hash": "sha256('new')",
     "epoch": "0",
     "set": """'{"a": 1}'""",
     "removed": "'{b}'",
-    "replaces": "false",
-    "renews": "1",
+    "replace": "false",
     "idle": "60",
     "absolute": "NULL",
     "own": "false",
@@ -39,41 +38,38 @@ VALUES = {
     "by": "1",
     "identity": "false",
     "mine": "sha256('7')",
-    "new_hash": "sha256('new')",
+    "new": "sha256('new')",
     "former": "NULL",
     "user_id": "'user-7'",
-    "keeps_sign_in": "true",
-    "signs_in": "NULL",
+    "signed_in": "NULL",
     "user_agent": "NULL",
     "address": "NULL",
     "limit": "50",
     "others": "3",
-    "except_handle": f"'{HANDLES[1]}'",
 }
+#: What stands for them in a statement for a batch.
 BATCHES = {
-    "handles": f"ARRAY{list(HANDLES)}",
-    "secret_hashes": "ARRAY[sha256('1'), sha256('2')]",
-    "epochs": "'{0,0}'",
-    "sets": """ARRAY['{"a": 1}', '{}']""",
-    "removals": """ARRAY['["b"]', NULL]""",
-    "replacements": "'{f,f}'",
-    "renewals": "'{1,NULL}'",
-    "idles": "'{60,60}'",
-    "absolutes": "'{NULL,NULL}'",
-    "owns": "'{f,f}'",
-    "own_idles": "'{NULL,NULL}'",
-    "own_absolutes": "'{NULL,NULL}'",
-    "showns": "ARRAY[sha256('7'), NULL]",
-    "keys": "'{n,n}'",
-    "bys": "'{1,2}'",
-    "user_ids": "'{ada,NULL}'",
-    "sign_ins": "'{1,NULL}'",
-    "user_agents": "'{NULL,NULL}'",
-    "addresses": "'{NULL,NULL}'",
+    "secret_hash": "ARRAY[sha256('1'), sha256('2')]",
+    "epoch": "'{0,0}'",
+    "set": """ARRAY['{"a": 1}', '{}']""",
+    "removed": """ARRAY['["b"]', NULL]""",
+    "replace": "'{f,f}'",
+    "idle": "'{60,60}'",
+    "absolute": "'{NULL,NULL}'",
+    "own": "'{f,f}'",
+    "own_idle": "'{NULL,NULL}'",
+    "own_absolute": "'{NULL,NULL}'",
+    "shown": "ARRAY[sha256('7'), NULL]",
+    "key": "'{n,n}'",
+    "by": "'{1,2}'",
+    "user_id": "'{ada,NULL}'",
+    "user_agent": "'{NULL,NULL}'",
+    "address": "'{NULL,NULL}'",
 }
 #: They serve a request, and know the one row that they touch.
 ONE_ROW = {
-    *("load_session", "lock_session", "revoke", "end_surplus_one"),
+    *("load_session", "lock_session", "end_surplus_one"),
+    *("revoke", "revoke_waiting"),
     *("save_session", "save_session_waiting"),
     *("increment_session", "increment_session_waiting"),
     *("regenerate_session", "regenerate_session_waiting"),
@@ -81,6 +77,8 @@ ONE_ROW = {
 }
 #: They serve many requests at once: those rows, and no others.
 ROWS_OF_A_BATCH = {"load_sessions", "save_sessions", "increment_sessions"}
+#: Those whose parameters are arrays.
+OF_A_BATCH = {"create_sessions", "save_sessions", "increment_sessions"}
 #: They put rows in, and read none.
 NEW_ROWS = {"create_session", "create_sessions"}
 #: They find the rows of a user, or of a day.
@@ -130,7 +128,7 @@ def filled(
 
 def arguments(statement: Statement) -> str:
     """Values for its parameters, in their order."""
-    values = VALUES | BATCHES
+    values = VALUES | BATCHES if statement.name in OF_A_BATCH else VALUES
     return ", ".join(values[name] for name in statement.parameters)
 
 

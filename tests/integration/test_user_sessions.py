@@ -602,7 +602,7 @@ SELECT lpad(n::text, 12, '0'), sha256(n::text::bytea), '{{"n": 1}}',
 #: By the user, or by the key of the row.
 PLANS = {
     "sessions_of": ("compas_session_user_id", {"user_id": "ada", "limit": 50}),
-    "revoke_user": ("compas_session_user_id", {"user_id": "ada", "except_handle": ""}),
+    "revoke_user": ("compas_session_user_id", {"user_id": "ada", "handle": ""}),
     "surplus_sessions": (
         "compas_session_user_id",
         {"user_id": "ada", "handle": "000000000010", "others": 5},

@@ -56,8 +56,8 @@ def test_only_creating_inserts_and_it_never_overwrites():
 def test_every_write_asks_whether_the_session_is_live():
     """One predicate for expiry, in each statement that reads or writes one (LC-8)."""
     names = {
-        *("load_session", "load_sessions", "lock_session", "sessions_of", "revoke"),
-        *("revoke_user", "revoke_user_unlocked"),
+        *("load_session", "load_sessions", "lock_session", "sessions_of"),
+        *("revoke", "revoke_waiting", "revoke_user", "revoke_user_unlocked"),
         *("save_sessions", "increment_sessions", "surplus_sessions"),
     }
     for verb in ("save", "increment", "regenerate", "delete"):

@@ -9,7 +9,7 @@ that no request waits for another session's lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tornado_compas_session.core.jsondata import add_numbers
@@ -33,7 +33,6 @@ from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rows import (
-    lifetime,
     many,
     new,
     one,
@@ -144,16 +143,14 @@ class Writes(Shared[Item, Result]):
 
     async def _written(self, items: dict[str, Item], seconds: float) -> Sequence[Row]:
         ask = self._database.ask
-        if len(items) == 1:
-            [(handle, item)] = items.items()
-            return await ask(self.name, seconds, handle=handle, **self._values(item))
-        columns = self._columns(items.values())
-        return await ask(self.name + "s", seconds, handles=list(items), **columns)
+        each = [self._values(item) for item in items.values()]
+        if len(each) == 1:
+            [handle] = items
+            return await ask(self.name, seconds, handle=handle, **each[0])
+        return await ask(self.name + "s", seconds, handles=list(items), **many(each))
 
     def _values(self, item: Item) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _columns(self, items: Collection[Item]) -> dict[str, list[Any]]:
+        """The parameters of the statement for one, but its handle."""
         raise NotImplementedError
 
     def _outcome(self, row: Row, item: Item) -> Any:
@@ -180,13 +177,6 @@ class Creates(Writes[NewSession, Saved]):
 
     def _values(self, item: NewSession) -> dict[str, Any]:
         return new(*item)
-
-    def _columns(self, items: Collection[NewSession]) -> dict[str, list[Any]]:
-        each = [new(*item) for item in items]
-        return {
-            plural: [values[name] for values in each]
-            for name, plural in _PLURALS.items()
-        }
 
     def _missing(self, handle: str, item: NewSession, until: float) -> HandleTaken:
         return HandleTaken()
@@ -244,10 +234,6 @@ class Saves(Updates[Save, Saved | None]):
     def _values(self, item: Save) -> dict[str, Any]:
         return {"epoch": item.epoch, **one(item.change)}
 
-    def _columns(self, items: Collection[Save]) -> dict[str, list[Any]]:
-        epochs = [item.epoch for item in items]
-        return {"epochs": epochs, **many(item.change for item in items)}
-
 
 class Sums(Updates[Sum, Incremented | None]):
     """Additions; those to one number of one session are one, and each has its sum."""
@@ -261,15 +247,7 @@ class Sums(Updates[Sum, Incremented | None]):
 
     def _values(self, item: Sum) -> dict[str, Any]:
         by = add_numbers(*item.parts)
-        return {"epoch": item.epoch, "key": item.key, "by": by, **lifetime(item.change)}
-
-    def _columns(self, items: Collection[Sum]) -> dict[str, list[Any]]:
-        return {
-            "epochs": [item.epoch for item in items],
-            "keys": [item.key for item in items],
-            "bys": [add_numbers(*item.parts) for item in items],
-            **many(item.change for item in items),
-        }
+        return {"epoch": item.epoch, "key": item.key, "by": by, **one(item.change)}
 
     def _outcome(self, row: Row, item: Sum) -> Each:
         saved, (text, kind) = saved_of(row), row[4:6]
@@ -283,18 +261,3 @@ class Sums(Updates[Sum, Incremented | None]):
             values.append(Incremented(text, saved))
             text = add_numbers(text, "-" + part if part[0] != "-" else part[1:])
         return Each(reversed(values))
-
-
-#: The parameters of `create_sessions`, by those of `create_session`.
-_PLURALS = {
-    "secret_hash": "secret_hashes",
-    "set": "sets",
-    "user_id": "user_ids",
-    "idle": "idles",
-    "absolute": "absolutes",
-    "signs_in": "sign_ins",
-    "own_idle": "own_idles",
-    "own_absolute": "own_absolutes",
-    "user_agent": "user_agents",
-    "address": "addresses",
-}

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from tornado_compas_session.core.protocols import Connection, Pool
-from tornado_compas_session.exceptions import StoreError
+from tornado_compas_session.exceptions import SchemaMissing, StoreError
 from tornado_compas_session.stores.database import IS_SPREAD, LAYOUT
 from tornado_compas_session.stores.distributed import DISTRIBUTE
 from tornado_compas_session.stores.pools import as_pool
@@ -30,10 +30,6 @@ CREATE TABLE IF NOT EXISTS compas_session_migration (
 _LOCK = "SELECT pg_advisory_xact_lock(7290217303148221)"
 _APPLIED = compile_statement(
     "applied", "SELECT name, checksum FROM compas_session_migration ORDER BY name"
-)
-_EXISTS = compile_statement(
-    "ledger_exists",
-    "SELECT to_regclass('compas_session_migration') IS NOT NULL",
 )
 _RECORD = compile_statement(
     "record",
@@ -79,11 +75,11 @@ def script(*, distributed: bool = False) -> str:
 
 async def pending(pool: Any) -> list[str]:
     """The names of the migrations that are yet to be applied; changes nothing."""
-    async with as_pool(pool).transaction() as connection:
-        if not (await connection.fetch(_EXISTS))[0][0]:
-            return [migration.name for migration in migrations()]
-        done = await _applied(connection)
-        return [m.name for m in migrations() if m.name not in done]
+    try:
+        done = await _applied(as_pool(pool))
+    except SchemaMissing:
+        done = {}
+    return [migration.name for migration in migrations() if migration.name not in done]
 
 
 async def migrate(database: Any) -> list[str]:
@@ -150,5 +146,5 @@ async def distribute(database: Any) -> bool:
     return True
 
 
-async def _applied(connection: Connection) -> dict[str, str]:
-    return {row[0]: row[1] for row in await connection.fetch(_APPLIED)}
+async def _applied(where: Pool | Connection) -> dict[str, str]:
+    return {row[0]: row[1] for row in await where.fetch(_APPLIED)}

@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tornado_compas_session.core.protocols import Row
-from tornado_compas_session.core.types import SessionRecord
+from tornado_compas_session.core.types import Identity, SessionRecord
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rowqueue import RowQueue
+from tornado_compas_session.stores.signins import end_surplus
 
 Load = Callable[[str, float], Awaitable[SessionRecord | None]]
 
@@ -24,43 +25,70 @@ class RowWriter:
     Sends the statements for one row.
 
     Each has two forms: `name` leaves a locked row alone, `name_waiting` waits for it.
-    Among their values are the `epoch` of the row, and where it matters the hash of its
-    secret, `mine`.
+    Among their values are the `epoch` of the row and the hash of its secret, `mine`,
+    where they matter. With an `identity` it is a sign-in, which ends those of the
+    user's other sessions that are over the number, if there is one.
     """
 
     def __init__(self, database: Database, load: Load) -> None:
         self._database = database
         self._load = load
         self.queue = RowQueue(max(1, database.size // 2))
+        self._users = RowQueue(database.size)
 
     async def write(
-        self, name: str, handle: str, until: float, values: Mapping[str, Any]
+        self,
+        name: str,
+        handle: str,
+        until: float,
+        values: Mapping[str, Any],
+        identity: Identity | None = None,
     ) -> Row | None:
         """The row as it is then; None if it is not there, with these values."""
-        rows = await self._database.alone(name, left(until), handle=handle, **values)
-        if rows:
-            return await self._database.own(rows, handle)
-        return await self.waiting(name, handle, until, values)
+        row = await self.send(name, handle, until, values, identity)
+        if row is None:
+            row = await self.waiting(name, handle, until, values, identity)
+        return row
 
     async def waiting(
-        self, name: str, handle: str, until: float, values: Mapping[str, Any]
+        self,
+        name: str,
+        handle: str,
+        until: float,
+        values: Mapping[str, Any],
+        identity: Identity | None = None,
     ) -> Row | None:
         """The same, for a row that is locked by somebody, or gone."""
-        if not await self.is_there(handle, until, values):
+        found = await self._load(handle, until)
+        if (
+            found is None
+            or values.get("epoch", found.epoch) != found.epoch
+            or values.get("mine", found.secret_hash) != found.secret_hash
+        ):
             return None
         async with self.queue.turn(handle, until):
-            rows = await self._database.alone(
-                name + "_waiting", left(until), handle=handle, **values
-            )
-        return await self._database.own(rows, handle) if rows else None
+            return await self.send(name + "_waiting", handle, until, values, identity)
 
-    async def is_there(
-        self, handle: str, until: float, values: Mapping[str, Any]
-    ) -> bool:
-        """Whether a row that was not found is there, so that somebody has it locked."""
-        found = await self._load(handle, until)
-        return (
-            found is not None
-            and found.epoch == values["epoch"]
-            and values.get("mine", found.secret_hash) == found.secret_hash
-        )
+    async def send(
+        self,
+        name: str,
+        handle: str,
+        until: float,
+        values: Mapping[str, Any],
+        identity: Identity | None = None,
+    ) -> Row | None:
+        """One statement, and what a sign-in does beside it; None if it met no row."""
+        database = self._database
+        if identity is None or identity.user_id is None or identity.allowed is None:
+            rows = await database.alone(name, left(until), handle=handle, **values)
+            return await database.own(rows, handle) if rows else None
+        await database.is_distributed(until)
+        # One at a time of each user, in this process and in all.
+        async with self._users.turn(identity.user_id, until):
+            seconds = left(until)
+            async with database.transaction(seconds, lock=seconds) as connection:
+                rows = await database.on(connection, name, handle=handle, **values)
+                if not rows:
+                    return None
+                await end_surplus(database, connection, handle, identity)
+                return await database.own(rows, handle)

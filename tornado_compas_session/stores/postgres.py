@@ -42,7 +42,7 @@ from tornado_compas_session.stores.batching import Batcher, time_for
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.rows import new, one, record_of, saved_of, turned
-from tornado_compas_session.stores.signins import SignIns
+from tornado_compas_session.stores.signins import end_surplus
 from tornado_compas_session.stores.users import PostgresUserSessions
 
 
@@ -80,7 +80,6 @@ class PostgresSessionStore(PostgresUserSessions):
         self._creates = Creates(database, limits)
         self._saves = Saves(database, self._rows, limits)
         self._sums = Sums(database, self._rows, limits)
-        self._sign_ins = SignIns(database, self._rows)
         self._batchers: dict[str, Batcher[Any, Any]] = {
             "load": self._loads.batcher,
             "create": self._creates.batcher,
@@ -192,7 +191,9 @@ class PostgresSessionStore(PostgresUserSessions):
     ) -> Saved:
         until = self._until(deadline)
         with self._writes:
-            row = await self._sign_ins.create(handle, identity, until, new(*item))
+            row = await self._rows.send(
+                "create_session", handle, until, new(*item), identity
+            )
         if row is None:
             raise HandleTaken
         return saved_of(row)
@@ -219,14 +220,11 @@ class PostgresSessionStore(PostgresUserSessions):
     ) -> Saved | None:
         """Gives the session a new secret; see `SessionStore.regenerate`."""
         values = {"epoch": epoch, **turned(secret, change)}
-        identity, until = secret.identity, self._until(deadline)
+        until = self._until(deadline)
         with self._writes:
-            if identity is not None and identity.allowed is not None:
-                row = await self._sign_ins.regenerate(handle, identity, until, values)
-            else:
-                row = await self._rows.write(
-                    "regenerate_session", handle, until, values
-                )
+            row = await self._rows.write(
+                "regenerate_session", handle, until, values, secret.identity
+            )
         return None if row is None else saved_of(row)
 
     def increment(
@@ -279,9 +277,7 @@ class PostgresSessionStore(PostgresUserSessions):
                     if rows:
                         record = record_of(await self._database.own(rows, handle))
                         if record.epoch == epoch:
-                            locked = _Locked(
-                                self._database, self._sign_ins, connection, record
-                            )
+                            locked = _Locked(self._database, connection, record)
                     yield locked
 
     def _until(self, deadline: float | None) -> float:
@@ -299,12 +295,10 @@ class _Locked:
     def __init__(
         self,
         database: Database,
-        sign_ins: SignIns,
         connection: Connection,
         record: SessionRecord,
     ) -> None:
         self._database = database
-        self._sign_ins = sign_ins
         self._connection = connection
         self.record = record
 
@@ -315,8 +309,8 @@ class _Locked:
         values = turned(secret, change)
         row = await self._write("regenerate_session_waiting", values)
         if secret.identity is not None:
-            await self._sign_ins.end_surplus(
-                self._connection, self.record.handle, secret.identity
+            await end_surplus(
+                self._database, self._connection, self.record.handle, secret.identity
             )
         return saved_of(row)
 

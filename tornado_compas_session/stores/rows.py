@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,52 +49,14 @@ def info_of(row: Row, current: str | None) -> SessionInfo:
     )
 
 
-def content_of(change: SessionChange) -> str | None:
-    """What is set, as one JSON object; None where the data stays."""
-    if change.changed or change.removed or change.replace:
-        return join_object(change.changed)
-    return None
-
-
 def one(change: SessionChange) -> dict[str, Any]:
     """A change as the parameters of a statement for one row."""
+    writes = change.changed or change.removed or change.replace
     return {
-        "set": content_of(change),
+        **change._asdict(),
+        # What is set, as one JSON object; None where the data stays.
+        "set": join_object(change.changed) if writes else None,
         "removed": list(change.removed),
-        "replaces": change.replace,
-        **lifetime(change),
-    }
-
-
-def lifetime(change: SessionChange) -> dict[str, Any]:
-    """What a change says of the lifetime, as parameters for one row."""
-    return {
-        "renews": None if change.idle is None else 1.0,
-        "idle": change.idle,
-        "absolute": change.absolute,
-        "own": change.own,
-        "own_idle": change.own_idle,
-        "own_absolute": change.own_absolute,
-        "shown": change.shown,
-    }
-
-
-def many(changes: Iterable[SessionChange]) -> dict[str, list[Any]]:
-    """Changes as the parameters of a statement for a batch."""
-    changes = list(changes)
-    return {
-        "sets": [content_of(change) for change in changes],
-        "removals": [
-            encode(change.removed) if change.removed else None for change in changes
-        ],
-        "replacements": [change.replace for change in changes],
-        "renewals": [None if change.idle is None else 1.0 for change in changes],
-        "idles": [change.idle for change in changes],
-        "absolutes": [change.absolute for change in changes],
-        "owns": [change.own for change in changes],
-        "own_idles": [change.own_idle for change in changes],
-        "own_absolutes": [change.own_absolute for change in changes],
-        "showns": [change.shown for change in changes],
     }
 
 
@@ -102,35 +64,28 @@ def new(
     secret_hash: bytes, change: SessionChange, identity: Identity | None
 ) -> dict[str, Any]:
     """A new session as the parameters of `create_session`, but its handle."""
-    user_id = None if identity is None else identity.user_id
     return {
-        "secret_hash": secret_hash,
+        **one(change),
         "set": join_object(change.changed),
-        "user_id": user_id,
-        "idle": change.idle,
-        "absolute": change.absolute,
-        "signs_in": None if user_id is None else 1.0,
-        "own_idle": change.own_idle,
-        "own_absolute": change.own_absolute,
-        "user_agent": change.user_agent,
-        "address": change.address,
+        "secret_hash": secret_hash,
+        "user_id": None if identity is None else identity.user_id,
     }
 
 
 def turned(secret: NewSecret, change: SessionChange) -> dict[str, Any]:
     """A new secret as the parameters of `regenerate_session`, but its row."""
-    values = one(change)
-    del values["shown"]
     identity = secret.identity
     return {
-        **values,
-        "mine": secret.mine,
-        "new_hash": secret.new,
-        "former": secret.former,
+        **one(change),
+        **secret._asdict(),
         "identity": identity is not None,
         "user_id": None if identity is None else identity.user_id,
-        "keeps_sign_in": secret.signed_in is None,
-        "signs_in": 1.0 if secret.signed_in else None,
-        "user_agent": change.user_agent,
-        "address": change.address,
     }
+
+
+def many(each: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The parameters of statements for one row as those of one for all of them."""
+    columns = {name: [values[name] for values in each] for name in each[0]}
+    # PostgreSQL has no array of arrays of several lengths.
+    columns["removed"] = [encode(keys) if keys else None for keys in columns["removed"]]
+    return columns

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from tornado_compas_session.core.ids import is_handle
+from tornado_compas_session.core.protocols import Row
 from tornado_compas_session.core.trouble import Watch
 from tornado_compas_session.core.types import SessionInfo, known_user
 from tornado_compas_session.stores import distributed
-from tornado_compas_session.stores.batches import Loads
 from tornado_compas_session.stores.database import Database
 from tornado_compas_session.stores.onerow import RowWriter
 from tornado_compas_session.stores.pools.limits import left
@@ -23,7 +23,6 @@ class PostgresUserSessions:
 
     _database: Database
     _rows: RowWriter
-    _loads: Loads
     _reads: Watch
     _writes: Watch
 
@@ -44,52 +43,33 @@ class PostgresUserSessions:
         """Ends the session with this handle; False if there is none."""
         if not is_handle(handle):
             return False
-        database = self._database
-        until = database.deadline()
+        until = self._database.deadline()
         with self._writes:
-            found = await self._loads.submit(handle, handle, until)
-            if found is None:
-                return False
-            rows = await database.alone(
-                "delete_session", left(until), handle=handle, epoch=found.epoch
-            )
-            if not rows:
-                # Somebody has it locked, or it is another visitor's by now.
-                async with self._rows.queue.turn(handle, until):
-                    rows = await database.alone("revoke", left(until), handle=handle)
-        if rows:
+            row = await self._rows.write("revoke", handle, until, {})
+        if row is not None:
             logger.info("session %s revoked", handle)
-        return bool(rows)
+        return row is not None
 
     async def revoke_user(
         self, user_id: str | int, *, except_handle: str | None = None
     ) -> int:
         """Ends all sessions of a user but one; returns how many."""
-        database, user = self._database, known_user(user_id)
-        until, kept = database.deadline(), except_handle or ""
-
-        async def end(name: str) -> int:
-            rows = await database.alone(
-                name, left(until), user_id=user, except_handle=kept
-            )
-            return len(rows)
-
+        database, until = self._database, self._database.deadline()
+        user, kept = known_user(user_id), except_handle or ""
+        values = {"user_id": user, "handle": kept}
+        ended: list[Row] = []
         with self._writes:
-            ended = 0
             if not await database.is_distributed(until):
-                ended = await end("revoke_user_unlocked")
-            others = await database.alone(
-                "surplus_sessions",
-                left(until),
-                user_id=user,
-                handle=kept,
-                others=0,
-            )
-            if others:
+                ended += await database.alone(
+                    "revoke_user_unlocked", left(until), **values
+                )
+            if await database.alone(
+                "surplus_sessions", left(until), others=0, **values
+            ):
                 # One at a time of a user, whose name is no handle: it has a space.
                 async with self._rows.queue.turn(f"user {user}", until):
-                    ended += await end("revoke_user")
-        return ended
+                    ended += await database.alone("revoke_user", left(until), **values)
+        return len(ended)
 
     async def revoke_all(self) -> int:
         """Ends every session; returns how many."""
