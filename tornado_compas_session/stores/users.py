@@ -55,8 +55,8 @@ class PostgresUserSessions:
     ) -> int:
         """Ends all sessions of a user but one; returns how many."""
         database, until = self._database, self._database.deadline()
-        user, kept = known_user(user_id), except_handle or ""
-        values = {"user_id": user, "handle": kept}
+        user = known_user(user_id)
+        values = {"user_id": user, "handle": except_handle or ""}
         ended: list[Row] = []
         with self._writes:
             if not await database.is_distributed(until):
