@@ -489,6 +489,9 @@ async def test_the_second_click_comes_after_the_first_was_done(manager, store):
 
     assert [{"basket": [1], "user_id": 7}, {"user_id": "7"}] == store.rows()
     cookie_of(manager, late)
+    late.destroy()  # it is its own
+    await manager.commit(late)
+    assert [{"basket": [1], "user_id": 7}] == store.rows()
 
 
 @pytest.mark.parametrize("data", [{"user_id": 8}, {"a": 1}, {"user_id": None}])
@@ -689,8 +692,10 @@ async def test_what_was_planned_is_over_once_the_row_was_read(manager, store, wh
     else:
         async with session.lock():
             session["a"] = 1
+    store.took()
     await manager.commit(session)
 
+    assert [] == store.took()
     assert [{"a": 1}] == store.rows()
 
 

@@ -531,12 +531,18 @@ async def test_an_increment_takes_what_was_set_before_along():
 
 
 async def test_an_increment_is_known_to_be_saved():
-    """Of a key that this request has set before as well."""
-    _, session = await started(make_manager(), n=1)
+    """No later save writes the sum again, over what others have added since."""
+    manager = make_manager()
+    cookie, session = await started(manager, n=1)
     session["n"] = 10
     assert 11 == await session.increment("n")
-
     assert not session.modified
+    other = await load_session(manager, [cookie])
+    assert 12 == await other.increment("n")
+    session["b"] = 1
+    await manager.commit(session)
+
+    assert {"n": 12, "b": 1} == await load_session(manager, [cookie])
 
 
 async def test_an_increment_saves_what_was_set_before_without_auto_commit():
