@@ -17,6 +17,7 @@ from tests.drivers import DRIVERS, make_store
 from tests.factories import make_app, serve
 from tests.reliability.load import Visitor
 from tornado_compas_session import SessionMixin
+from tornado_compas_session.exceptions import StoreUnavailable
 from tornado_compas_session.stores.batching import Batcher
 
 pytestmark = pytest.mark.slow
@@ -169,8 +170,10 @@ async def test_control_a_fresh_limit_for_what_waited(
         queue, self._queue = [*self._queue], deque()
         items: dict[Any, Any] = {}
         waiters: dict[Any, Any] = {}
-        for key, item, waiter, *_ in queue:
+        for key, item, waiter, until, _ in queue:
             items[key] = item
+            late = StoreUnavailable("refused, and its query goes on")
+            asyncio.get_running_loop().call_at(until, self._fail, [waiter], late)
             waiters.setdefault(key, []).append(waiter)
         return items, waiters, now + self.timeout, now + self.timeout
 
