@@ -161,7 +161,10 @@ async def test_unreachable_database() -> None:
 @pytest.mark.parametrize(
     ("dsn", "what"),
     [
-        ("postgresql://someone:s3cret@127.0.0.1:99999/shop", "the port 99999"),
+        (
+            "postgresql://someone:s3cret@127.0.0.1:99999/shop",
+            "ports between 1 and 65535",
+        ),
         ("postgresql+asyncpg://someone:s3cret@db/shop", "write postgresql://"),
         ("postgresql://someone:s3cret@x@db/shop", "percent-encoded"),
         ("shop", "not a URL"),

@@ -372,17 +372,17 @@ async def test_another_sessions_row_is_never_an_answer(
     spy.answer = answer
     secret = new_secret()
     for call in (
-        store.load(mine),
-        store.save(mine, 0, change({"n": 1})),
-        store.create(new_handle(), hash_secret(secret), change({"n": 1})),
-        store.regenerate(mine, 0, turn(secret), change()),
-        store.increment(mine, 0, "n", "1", change()),
-        store.delete(mine, 0),
+        lambda: store.load(mine),
+        lambda: store.save(mine, 0, change({"n": 1})),
+        lambda: store.create(new_handle(), hash_secret(secret), change({"n": 1})),
+        lambda: store.regenerate(mine, 0, turn(secret), change()),
+        lambda: store.increment(mine, 0, "n", "1", change()),
+        lambda: store.delete(mine, 0),
     ):
         caplog.clear()
         spy.expired = 0
         with pytest.raises(StoreError, match="was not asked for"):
-            await call
+            await call()
         assert ["CRITICAL"] == [
             r.levelname for r in caplog.records if r.levelno > logging.ERROR
         ]
