@@ -199,8 +199,9 @@ class Batcher(Generic[Item, Result]):
         self._fail([entry[2] for entry in self._queue if entry[3] <= now], _too_late())
         untils = [until for _, until in self._under_way.values()]
         untils += [entry[3] for entry in self._queue if entry[3] > now]
-        if untils:
-            self._ring_at(min(untils), loop)
+        first = min(untils, default=math.inf)
+        if first < math.inf:
+            self._ring_at(first, loop)
 
     # ── a batch ──────────────────────────────────────────────────────────────────
 
