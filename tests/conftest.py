@@ -181,10 +181,15 @@ def io_loop() -> Iterator[IOLoop]:
     asyncio_loop = loop.asyncio_loop
     asyncio.set_event_loop(asyncio_loop)
     yield loop
-    left = asyncio.all_tasks(asyncio_loop)
-    for task in left:
-        task.cancel()
-    asyncio_loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    while left := asyncio.all_tasks(asyncio_loop):
+        for task in left:
+            task.cancel()
+        # Once more after a second: a worker of psycopg's pool that is about to connect
+        # does not end at the first.
+        asyncio_loop.run_until_complete(asyncio.wait(left, timeout=1))
+        for task in left:
+            if task.done() and not task.cancelled():
+                task.exception()
     asyncio_loop.run_until_complete(asyncio_loop.shutdown_asyncgens())
     loop.close(all_fds=True)
     asyncio.set_event_loop(None)
