@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from tornado_compas_session import PostgresSessionStore
@@ -21,7 +22,7 @@ class Late(PostgresSessionStore):
     def _after(self, work: Any) -> Saved:
         async def run() -> None:
             await asyncio.sleep(self.delay)
-            await work
+            await work()
 
         task = asyncio.create_task(run())
         _later.add(task)
@@ -30,10 +31,11 @@ class Late(PostgresSessionStore):
         return Saved(now + 3600, now)
 
     async def create(self, *args: Any, **options: Any) -> Saved:
-        return self._after(super().create(*args))
+        # A call of the store begins when it is made.
+        return self._after(partial(super().create, *args))
 
     async def save(self, *args: Any, **options: Any) -> Saved | None:
-        return self._after(super().save(*args))
+        return self._after(partial(super().save, *args))
 
 
 class Upserting(PostgresSessionStore):
