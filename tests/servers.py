@@ -1,17 +1,22 @@
-"""The example application in a process of its own, as a person runs it."""
+"""
+The example application in a process of its own, as a person runs it; and pages of a
+test's own, in a thread.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import http.server
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -99,3 +104,17 @@ def start_example(
         ended = process.poll()
         why = "it does not answer" if ended is None else f"it ended with {ended}"
         raise AssertionError(f"the example did not start: {why}\n{server.output}")
+
+
+@contextlib.contextmanager
+def pages(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+    """What a handler of the standard library serves, on this machine; the port."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.server
 import itertools
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from tests.servers import pages
 from tornado_compas_session.browsers import PREFIXES, public_name
 from tornado_compas_session.testing.jar import Cookie
 
@@ -33,14 +33,8 @@ def page_with(cookies: list[str]) -> Iterator[int]:
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with pages(Handler) as port:
+        yield port
 
 
 def prefixed() -> Iterator[str]:

@@ -9,14 +9,13 @@ sites, of which neither can have cookies that the other's pages may use.
 from __future__ import annotations
 
 import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.ports import neighbouring_ports
-from tests.servers import start_example
+from tests.servers import pages, start_example
 
 pytestmark = pytest.mark.slow
 
@@ -57,12 +56,8 @@ def evil_site(html: str) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://{EVIL}:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with pages(Handler) as port:
+        yield f"http://{EVIL}:{port}"
 
 
 def test_the_counter_works_across_origins(hosts, open_either):

@@ -7,7 +7,6 @@ import http.server
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.conftest import Browser
 from tests.docs.pages import DOCS, ROOT
+from tests.servers import pages
 
 pytestmark = pytest.mark.slow
 
@@ -98,12 +98,8 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def served(site: Path) -> Iterator[str]:
     """The address of the site; the search needs one, as it works in a thread."""
     handler = functools.partial(_Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with pages(handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

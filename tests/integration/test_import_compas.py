@@ -6,13 +6,13 @@ import psycopg
 import pytest
 
 from tornado_compas_session import PostgresSessionStore, SettingsError
+from tornado_compas_session.stores.pools import opened
 from tornado_compas_session.tools.cli import main
 from tornado_compas_session.tools.compas_import import (
     Outcome,
     count_live,
     import_compas,
 )
-from tornado_compas_session.tools.database import opened
 
 # As in Compas's migration of sessions, but for the extension that makes its uuids.
 COMPAS = """

@@ -17,6 +17,13 @@ from tornado_compas_session.exceptions import (
 T = TypeVar("T")
 
 
+def as_store_error(error: Exception) -> StoreError:
+    """What is none of ours, by its kind alone: its text may quote session data."""
+    ours = StoreError(f"the session store failed: {type(error).__name__}")
+    ours.__cause__ = error
+    return ours
+
+
 class Guard:
     """
     Stands before the store: no call takes longer than `timeout` seconds, and no trouble
@@ -64,8 +71,7 @@ class Guard:
             cancelled = "the call of the session store was cancelled"
             raise self._met(kind, StoreUnavailable(cancelled)) from None
         except Exception as error:
-            failed = f"the session store failed: {type(error).__name__}"
-            raise self._met(kind, StoreError(failed)) from error
+            raise self._met(kind, as_store_error(error)) from error
         if self._tells:
             self.trouble.worked(kind)
         return result

@@ -30,7 +30,7 @@ from tornado_compas_session.exceptions import (
 )
 from tornado_compas_session.stores.batching import Batcher, Each
 from tornado_compas_session.stores.database import Database
-from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.onerow import RowWrite, RowWriter
 from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rows import (
     many,
@@ -219,7 +219,8 @@ class Updates(Writes[Update, Result]):
         return task
 
     async def _waiting(self, handle: str, item: Update, until: float) -> Any:
-        row = await self._rows.waiting(self.name, handle, until, self._values(item))
+        write = RowWrite(self.name, handle, until, self._values(item))
+        row = await self._rows.waiting(write)
         return None if row is None else self._outcome(row, item)
 
 

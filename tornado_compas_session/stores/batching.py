@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from tornado_compas_session.core.guard import as_store_error
 from tornado_compas_session.core.trouble import Trouble
 from tornado_compas_session.exceptions import (
     SessionError,
@@ -320,9 +321,7 @@ class Batcher(Generic[Item, Result]):
         if not left:
             return
         if isinstance(error, Exception) and not isinstance(error, SessionError):
-            cause = error
-            error = StoreError(f"the session store failed: {type(error).__name__}")
-            error.__cause__ = cause
+            error = as_store_error(error)
         if isinstance(error, StoreError):
             self._trouble.failed(self._kind, error, len(left))
         for waiter in left:

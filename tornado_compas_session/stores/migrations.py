@@ -15,7 +15,7 @@ from tornado_compas_session.core.protocols import Connection, Pool
 from tornado_compas_session.exceptions import SchemaMissing, StoreError
 from tornado_compas_session.stores.database import IS_SPREAD, LAYOUT
 from tornado_compas_session.stores.distributed import DISTRIBUTE
-from tornado_compas_session.stores.pools import as_pool
+from tornado_compas_session.stores.pools import as_pool, opened
 from tornado_compas_session.stores.pools.queries import compile_statement, schema_dir
 
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
@@ -90,15 +90,8 @@ async def migrate(database: Any) -> list[str]:
     Raises `StoreError` if a migration was edited after it had been applied.
     """
     if isinstance(database, str):
-        from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
-
-        own = AsyncpgPool(
-            await open_pool(database, min_size=0, max_size=1, timeout=60), timeout=60
-        )
-        try:
+        async with opened(database, 60) as own:
             return await migrate(own)
-        finally:
-            await own.close()
     pool: Pool = as_pool(database, timeout=60)
     names = []
     async with pool.transaction() as connection:

@@ -40,7 +40,7 @@ from tornado_compas_session.stores.batches import (
 )
 from tornado_compas_session.stores.batching import Batcher, time_for
 from tornado_compas_session.stores.database import Database
-from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.onerow import RowWrite, RowWriter
 from tornado_compas_session.stores.rows import new, one, record_of, saved_of, turned
 from tornado_compas_session.stores.signins import end_surplus
 from tornado_compas_session.stores.users import PostgresUserSessions
@@ -192,7 +192,7 @@ class PostgresSessionStore(PostgresUserSessions):
         until = self._until(deadline)
         with self._writes:
             row = await self._rows.send(
-                "create_session", handle, until, new(*item), identity
+                RowWrite("create_session", handle, until, new(*item), identity)
             )
         if row is None:
             raise HandleTaken
@@ -223,7 +223,7 @@ class PostgresSessionStore(PostgresUserSessions):
         until = self._until(deadline)
         with self._writes:
             row = await self._rows.write(
-                "regenerate_session", handle, until, values, secret.identity
+                RowWrite("regenerate_session", handle, until, values, secret.identity)
             )
         return None if row is None else saved_of(row)
 
@@ -247,7 +247,7 @@ class PostgresSessionStore(PostgresUserSessions):
         until = self._until(deadline)
         with self._writes:
             row = await self._rows.write(
-                "delete_session", handle, until, {"epoch": epoch}
+                RowWrite("delete_session", handle, until, {"epoch": epoch})
             )
         return row is not None
 

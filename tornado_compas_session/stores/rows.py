@@ -64,9 +64,10 @@ def new(
     secret_hash: bytes, change: SessionChange, identity: Identity | None
 ) -> dict[str, Any]:
     """A new session as the parameters of `create_session`, but its handle."""
+    values = one(change)
     return {
-        **one(change),
-        "set": join_object(change.changed),
+        **values,
+        "set": values["set"] or "{}",
         "secret_hash": secret_hash,
         "user_id": None if identity is None else identity.user_id,
     }

@@ -11,7 +11,7 @@ from tornado_compas_session.core.trouble import Watch
 from tornado_compas_session.core.types import SessionInfo, known_user
 from tornado_compas_session.stores import distributed
 from tornado_compas_session.stores.database import Database
-from tornado_compas_session.stores.onerow import RowWriter
+from tornado_compas_session.stores.onerow import RowWrite, RowWriter
 from tornado_compas_session.stores.pools.limits import left
 from tornado_compas_session.stores.rows import info_of
 
@@ -45,7 +45,7 @@ class PostgresUserSessions:
             return False
         until = self._database.deadline()
         with self._writes:
-            row = await self._rows.write("revoke", handle, until, {})
+            row = await self._rows.write(RowWrite("revoke", handle, until, {}))
         if row is not None:
             logger.info("session %s revoked", handle)
         return row is not None

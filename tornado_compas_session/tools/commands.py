@@ -15,8 +15,8 @@ from tornado_compas_session.cookies.signing import new_key
 from tornado_compas_session.core.types import SessionInfo
 from tornado_compas_session.exceptions import SettingsError
 from tornado_compas_session.stores import migrations
+from tornado_compas_session.stores.pools import opened
 from tornado_compas_session.stores.postgres import PostgresSessionStore
-from tornado_compas_session.tools.database import opened
 from tornado_compas_session.tools.findings import Finding
 from tornado_compas_session.tools.terminal import (
     ask,

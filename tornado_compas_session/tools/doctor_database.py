@@ -13,8 +13,8 @@ from tornado_compas_session.exceptions import (
 )
 from tornado_compas_session.stores.database import LAYOUT
 from tornado_compas_session.stores.migrations import pending
+from tornado_compas_session.stores.pools import opened
 from tornado_compas_session.stores.pools.queries import compile_statement
-from tornado_compas_session.tools.database import opened
 from tornado_compas_session.tools.findings import Finding, found, good
 
 MIN_VERSION = 130000

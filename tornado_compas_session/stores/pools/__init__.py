@@ -6,6 +6,8 @@ No driver is imported unless a pool of it is there already.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tornado_compas_session.core.protocols import Pool
@@ -38,3 +40,17 @@ def as_pool(pool: Any, *, timeout: float = 5.0) -> Pool:
         "pass an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool "
         "or a momoko.Pool, or use PostgresSessionStore.connect(dsn)"
     )
+
+
+@asynccontextmanager
+async def opened(dsn: str, timeout: float) -> AsyncIterator[Pool]:
+    """A pool of one connection, closed at the end; `timeout` is for each statement."""
+    from tornado_compas_session.stores.pools.asyncpg import AsyncpgPool, open_pool
+
+    pool = AsyncpgPool(
+        await open_pool(dsn, min_size=0, max_size=1, timeout=timeout), timeout=timeout
+    )
+    try:
+        yield pool
+    finally:
+        await pool.close()
